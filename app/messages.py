@@ -1,0 +1,178 @@
+"""What the parts of MindFu say to each other: the contract of the LLM boundary, and the passages of retrieval.
+
+Gateways translate a client's dialect to and from these types; engines know nothing else. Requests are frozen pydantic
+models, JSON-compatible; the items of a stream are slotted dataclasses, because there are thousands a second.
+A change that an old replica could misread raises `CONTRACT`.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+CONTRACT = 1
+
+Role = Literal["system", "user", "assistant", "tool"]
+FinishReason = Literal["stop", "length"]
+
+
+class Strict(BaseModel):
+    """Frozen, and a misspelt field is an error."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+
+class ToolCall(Strict):
+    """A function call that an assistant made. arguments: JSON text, as the model wrote it."""
+
+    id: str
+    name: str
+    arguments: str
+
+
+class Message(Strict):
+    """One message of a chat, plain text."""
+
+    role: Role
+    content: str = ""
+    name: str | None = None
+    tool_calls: tuple[ToolCall, ...] = ()
+    tool_call_id: str | None = None
+
+
+class Sampling(Strict):
+    """How the next token is drawn. The defaults change nothing: plain sampling at temperature 1."""
+
+    temperature: float = Field(1.0, ge=0.0, le=2.0)  # 0 is greedy
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    top_k: int = Field(0, ge=0)  # 0 is off
+    min_p: float = Field(0.0, ge=0.0, le=1.0)
+    repeat_penalty: float = Field(1.0, gt=0.0, le=10.0)  # 1 is off
+    frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
+    seed: int | None = Field(None, ge=0, le=2**32 - 2)  # 2**32 - 1 means "random" to llama.cpp
+
+
+class Generate(Strict):
+    """Ask an LLM replica for one answer: to a chat (`messages`), or to continue a text (`prompt`)."""
+
+    contract: Literal[1] = CONTRACT
+    request_id: str
+    tenant: str = "default"
+    model: str
+    messages: tuple[Message, ...] = ()
+    prompt: str | None = None
+    sampling: Sampling = Sampling()
+    stop: tuple[str, ...] = Field((), max_length=4)
+    max_tokens: int | None = Field(None, ge=1)  # None: as far as the window reaches
+
+
+class Usage(Strict):
+    """Tokens, by the model's own tokenizer. cached_tokens: the part of the prompt that needed no prefill."""
+
+    prompt_tokens: int
+    completion_tokens: int
+    cached_tokens: int = 0
+
+
+class Timings(Strict):
+    """Where the engine's time went, seconds: waiting for a slot, prompt, answer."""
+
+    queued_s: float
+    prefill_s: float
+    decode_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """The next piece of an answer: whole characters, from `tokens` tokens. May join several steps of the engine."""
+
+    text: str
+    tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Done:
+    """The last item of every stream that did not fail."""
+
+    finish_reason: FinishReason
+    usage: Usage
+    timings: Timings
+
+
+class Measure(Strict):
+    """Token counts for planning a prompt: the request as it stands, and each of some texts alone."""
+
+    prompt_tokens: int
+    text_tokens: tuple[int, ...]
+    window: int
+
+
+class ModelCard(Strict):
+    """What a replica serves."""
+
+    name: str
+    window: int  # tokens, prompt and answer
+    parameters: int
+    file_bytes: int
+    description: str  # as the model's own metadata say
+
+
+class Search(Strict):
+    """Find passages. min_score: cosine similarity, below which a passage is dropped."""
+
+    query: str
+    tenant: str = "default"
+    collections: tuple[str, ...] = ("default",)
+    top_k: int = Field(5, ge=1, le=100)
+    min_score: float = Field(0.3, ge=-1.0, le=1.0)
+
+
+class Passage(Strict):
+    """A chunk of a document, found. start, end: characters of the document's text; chunk counts from 0, page from 1."""
+
+    document_id: str
+    collection: str
+    title: str
+    chunk: int
+    text: str
+    score: float
+    page: int | None = None
+    start: int
+    end: int
+
+
+class Chunk(Strict):
+    """A piece of a document's text, ready to embed. number counts from 0; start, end: characters; page from 1."""
+
+    number: int
+    text: str
+    start: int
+    end: int
+    page: int | None = None
+
+
+class Index(Strict):
+    """Make a document's chunks findable. Idempotent: the same document again replaces its chunks."""
+
+    tenant: str = "default"
+    collection: str
+    document_id: str
+    title: str
+    chunks: tuple[Chunk, ...]
+
+
+class Document(Strict):
+    """A document that was taken in. sha256: of the content, hexadecimal; size: bytes."""
+
+    id: str
+    tenant: str = "default"
+    collection: str
+    title: str
+    media_type: str
+    sha256: str
+    size: int
+    chunks: int
+    created_at: datetime
+    metadata: dict[str, str | int | float | bool | None]

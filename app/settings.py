@@ -1,0 +1,106 @@
+"""Everything that `serve_config.yaml` may set under `args:`, and the secrets, which come from the environment only.
+
+No other module reads `os.environ`. Each part is handed its own slice.
+"""
+
+import os
+from pathlib import Path
+from typing import Self
+
+from pydantic import Field, SecretStr, model_validator
+
+from app.messages import Strict
+from app.prompt import Placement
+
+DEMO_MODEL = "demo"
+
+
+class LLMSettings(Strict):
+    """The language model and its engine (llama.cpp)."""
+
+    model: str = DEMO_MODEL  # "demo", a path to a .gguf, or hf://org/repo/file.gguf
+    name: str = "mindfu-demo"  # what clients send as `model`
+    aliases: tuple[str, ...] = ()  # further names for the same model
+    window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
+    slots: int = Field(8, ge=1, le=256)  # sequences decoded together
+    queue: int = Field(64, ge=0)  # requests that may wait for a slot; one more is a 429
+    threads: int | None = Field(None, ge=1)  # None: 1 for models under 100 MB, else the CPUs free to this replica
+    gpu_layers: int = Field(0, ge=-1)  # -1: all of them
+    batch_tokens: int = Field(512, ge=32)  # tokens of one decode step: running sequences first, then prompt chunks
+    flush_s: float = Field(0.02, ge=0.0, le=1.0)  # deltas of one answer are joined for this long, but the first
+
+
+class EmbeddingSettings(Strict):
+    """The embedding model (sentence-transformers)."""
+
+    model: str = "all-MiniLM-L6-v2"  # this one comes with the installation; else a name or path
+    batch_size: int = Field(16, ge=1)  # texts of one forward pass
+    batch_wait_s: float = Field(0.002, ge=0.0)  # how long a query waits for company
+    threads: int = Field(1, ge=1)
+
+
+class RagSettings(Strict):
+    """Retrieval in chat. Requests may override `enabled`, top_k, collections and min_score in their `rag` field."""
+
+    enabled: bool = True
+    collections: tuple[str, ...] = ("default",)
+    top_k: int = Field(5, ge=1, le=100)
+    min_score: float = Field(0.3, ge=-1.0, le=1.0)  # cosine similarity
+    token_budget: int = Field(1024, ge=64)  # of the retrieved block, at most half of what the window has free
+    placement: Placement = "last_user"
+
+
+class DocumentSettings(Strict):
+    """Reading and cutting documents. Reading runs in a child process under these limits."""
+
+    chunk_chars: int = Field(512, ge=64, le=8192)
+    overlap_chars: int = Field(50, ge=0)
+    max_bytes: int = Field(32 * 2**20, ge=1)
+    max_pages: int = Field(2000, ge=1)
+    max_text_chars: int = Field(8_000_000, ge=1)
+    read_timeout_s: float = Field(60.0, gt=0)
+    read_memory_bytes: int = Field(2 * 2**30, ge=2**28)
+
+    @model_validator(mode="after")
+    def overlap_is_shorter_than_a_chunk(self) -> Self:
+        if self.overlap_chars >= self.chunk_chars:
+            message = f"overlap_chars is {self.overlap_chars}, it must be below chunk_chars, {self.chunk_chars}"
+            raise ValueError(message)
+        return self
+
+
+class GatewaySettings(Strict):
+    """HTTP limits."""
+
+    max_body_bytes: int = Field(8 * 2**20, ge=1024)  # of a JSON request; uploads have documents.max_bytes
+    max_nesting: int = Field(64, ge=4)  # of JSON
+    answer_timeout_s: float = Field(600.0, gt=0)  # of one answer, queueing included
+
+
+class Settings(Strict):
+    """The arguments of `deployments.graph:build`."""
+
+    llm: LLMSettings = LLMSettings()
+    embedding: EmbeddingSettings = EmbeddingSettings()
+    rag: RagSettings = RagSettings()
+    documents: DocumentSettings = DocumentSettings()
+    gateway: GatewaySettings = GatewaySettings()
+
+
+class Secrets(Strict):
+    """What must not stand in a file that people share."""
+
+    api_key: SecretStr | None = None  # MINDFU_API_KEY: required as soon as we listen beyond loopback
+    postgres_url: SecretStr | None = None  # MINDFU_POSTGRES_URL: None starts the embedded PostgreSQL
+    qdrant_url: str | None = None  # MINDFU_QDRANT_URL: None starts the embedded Qdrant
+    qdrant_api_key: SecretStr | None = None  # MINDFU_QDRANT_API_KEY
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Read from MINDFU_<FIELD>; an empty variable counts as unset."""
+        return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
+
+
+def home() -> Path:
+    """The folder that holds everything: MINDFU_HOME, or .mindfu where `serve run` was started. Absolute."""
+    return Path(os.environ.get("MINDFU_HOME", ".mindfu")).resolve()
