@@ -5,6 +5,7 @@
     │   └── UnsupportedOption   400  an option that we do not honour, refused rather than ignored
     ├── ContextTooLong          400  prompt and answer do not fit the model's window
     ├── Unauthorized            401
+    ├── Forbidden               403  a keyless server was called from elsewhere
     ├── ModelNotFound           404
     ├── NotFound                404
     ├── TooLarge                413
@@ -75,6 +76,22 @@ class Unauthorized(MindFuError):
 
     def __str__(self) -> str:
         return "Missing or unknown API key. Send it as 'Authorization: Bearer <key>'."
+
+
+class Forbidden(MindFuError):
+    """A server without a key was called by something other than a local client."""
+
+    status, code = 403, "forbidden"
+
+    def __init__(self, header: str, value: str) -> None:
+        super().__init__(header, value)
+        self.header, self.value = header, value
+
+    def __str__(self) -> str:
+        return (
+            f"This server has no API key, so it answers local clients only, and '{self.header}: {self.value}' is not "
+            "one of them. Set MINDFU_API_KEY and send it as a bearer token."
+        )
 
 
 class ModelNotFound(MindFuError):

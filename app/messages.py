@@ -129,6 +129,14 @@ class Search(Strict):
     min_score: float = Field(0.3, ge=-1.0, le=1.0)
 
 
+class RagOptions(Strict):
+    """What a request wants otherwise than the settings say; None takes the setting."""
+
+    top_k: int | None = Field(None, ge=1, le=100)
+    collections: tuple[str, ...] | None = Field(None, min_length=1, max_length=16)
+    min_score: float | None = Field(None, ge=-1.0, le=1.0)
+
+
 class Passage(Strict):
     """A chunk of a document, found. start, end: characters of the document's text; chunk counts from 0, page from 1."""
 

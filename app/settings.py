@@ -23,11 +23,23 @@ class LLMSettings(Strict):
     aliases: tuple[str, ...] = ()  # further names for the same model
     window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
     slots: int = Field(8, ge=1, le=256)  # sequences decoded together
+    cache_tokens: int | None = Field(None, ge=128)  # what all sequences may hold together; None: slots × window
     queue: int = Field(64, ge=0)  # requests that may wait for a slot; one more is a 429
     threads: int | None = Field(None, ge=1)  # None: 1 for models under 100 MB, else the CPUs free to this replica
     gpu_layers: int = Field(0, ge=-1)  # -1: all of them
     batch_tokens: int = Field(512, ge=32)  # tokens of one decode step: running sequences first, then prompt chunks
     flush_s: float = Field(0.02, ge=0.0, le=1.0)  # deltas of one answer are joined for this long, but the first
+    step_timeout_s: float = Field(300.0, gt=0)  # a decode step that takes longer hangs: the replica is replaced
+
+    @model_validator(mode="after")
+    def sizes_fit_each_other(self) -> Self:
+        if self.batch_tokens < self.slots:
+            message = f"batch_tokens is {self.batch_tokens}, it must not be below slots, {self.slots}"
+            raise ValueError(message)
+        if self.cache_tokens is not None and self.cache_tokens < self.window:
+            message = f"cache_tokens is {self.cache_tokens}, it must not be below window, {self.window}"
+            raise ValueError(message)
+        return self
 
 
 class EmbeddingSettings(Strict):

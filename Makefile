@@ -1,0 +1,69 @@
+# Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
+.DEFAULT_GOAL := help
+.PHONY: help install serve test check bench clean
+
+PYTHON ?= python3
+CONFIG ?= serve_config.yaml
+VENV := .venv
+BIN := $(VENV)/bin
+UV := $(BIN)/uv
+TORCH := torch==2.13.0
+
+# Where pip is told to look for wheels, uv looks too.
+export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# llama.cpp is compiled for the CPU it is installed on. Its AMX code crashes when gcc 12 compiles it (llama.cpp#20824),
+# so that alone is left out; everything else that the CPU has is used.
+ifeq ($(shell uname -m),x86_64)
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF -DCMAKE_C_FLAGS=-mno-amx-tile -DCMAKE_CXX_FLAGS=-mno-amx-tile
+else
+export CMAKE_ARGS ?= -DLLAVA_BUILD=OFF
+endif
+
+help: ## list the commands
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+serve: $(VENV)/serving ## install what is missing, start Ray and the graph, answer on 127.0.0.1:11434
+	@$(BIN)/mindfu serve $(CONFIG)
+
+test: $(VENV)/testing ## install what is missing, lint, type-check, run every test
+	@$(MAKE) --no-print-directory check
+	@echo "== tests" && $(BIN)/pytest
+	@echo "== all green"
+
+check: $(VENV)/testing ## format, lint and types only
+	@echo "== format" && $(BIN)/ruff format --check .
+	@echo "== lint" && $(BIN)/ruff check .
+	@echo "== types" && $(BIN)/mypy
+	@echo "== configuration" && $(BIN)/mindfu check serve_config.yaml
+
+bench: $(VENV)/testing ## the serving benchmark; others are in benchmarks/
+	@$(BIN)/python -m benchmarks.serving
+
+install: $(VENV)/serving ## only install
+
+clean: ## remove the virtual environment (your data in .mindfu stays)
+	rm -rf $(VENV)
+
+$(UV):
+	@echo "== making $(VENV)"
+	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"MindFu needs Python 3.11 or later, this is {sys.version}"'
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+
+# PyTorch comes first and by itself: with wheels of your own, else the build that fits the GPU driver, else the CPU's.
+$(VENV)/torch: $(UV)
+	@echo "== installing $(TORCH)"
+	@$(UV) pip install --quiet $(if $(UV_FIND_LINKS),,--torch-backend=auto) $(TORCH)
+	@touch $@
+
+SYNC = $(UV) sync --quiet --frozen --inexact --no-install-package torch
+
+$(VENV)/serving: $(VENV)/torch pyproject.toml uv.lock
+	@echo "== installing MindFu (the first time, llama.cpp is compiled for this CPU: about 8 CPU-minutes)"
+	@$(SYNC) --no-dev
+	@touch $@
+
+$(VENV)/testing: $(VENV)/serving
+	@echo "== installing the tests' tools"
+	@$(SYNC)
+	@touch $@

@@ -1,0 +1,197 @@
+"""The life of one request: find the conversation and the passages, build the prompt, stream the answer, keep the turn.
+
+An answer that ended was kept: the turn is recorded before `Done` is passed on, and also when the client leaves or the
+engine fails. Nothing here knows a dialect.
+"""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Coroutine
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any
+
+from ray.serve.handle import DeploymentHandle
+
+from app.conversations import Place, Turn, TurnStatus
+from app.errors import EngineFailed
+from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOptions, Search
+from app.prompt import HEADER, augment, source_text, within_budget
+from app.recorder import Recorder
+from app.settings import RagSettings
+from deployments.calls import call, stream
+from deployments.metrics import Metrics
+
+
+@dataclass(frozen=True)
+class Ask:
+    """A parsed request. rag: None takes the settings. extras: fields that were accepted and only recorded."""
+
+    generate: Generate
+    rag: bool | RagOptions | None = None
+    conversation_id: str | None = None
+    client: str | None = None
+    extras: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """The first item of an answer, sent when nothing can be refused any more. conversation_id: None if not known."""
+
+    sources: tuple[Passage, ...]
+    conversation_id: str | None
+
+
+@dataclass
+class Draft:
+    """What is known of a turn while it is being answered."""
+
+    place: Place | None
+    sources: tuple[Passage, ...]
+    started: float = field(default_factory=time.perf_counter)
+    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    first_token_s: float | None = None
+    pieces: list[str] = field(default_factory=list)
+
+
+class Answering:
+    """Answers requests through the LLM, the retriever and the recorder."""
+
+    def __init__(
+        self,
+        llm: DeploymentHandle,
+        retriever: DeploymentHandle,
+        recorder: Recorder,
+        rag: RagSettings,
+        timeout_s: float,
+        metrics: Metrics,
+    ) -> None:
+        self.llm, self.retriever, self.recorder = llm, retriever, recorder
+        self.rag, self.timeout_s, self.metrics = rag, timeout_s, metrics
+        self.background: set[asyncio.Task[Any]] = set()  # recordings that outlive their request
+
+    async def answer(self, ask: Ask) -> AsyncGenerator[Opened | Delta | Done]:
+        """Opened, then deltas, then Done. Every refusal is raised before Opened.
+
+        Raises the typed errors of the parts. Closing the iterator stops the engine within one step.
+        """
+        deadline = asyncio.get_running_loop().time() + self.timeout_s
+        draft = await self._prepare(ask)
+        prompt = ask.generate.model_copy(
+            update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
+        )
+        status: TurnStatus = "cancelled"
+        done, error = None, None
+        opened = False
+        try:
+            async with aclosing(stream("language model", self.llm, "generate", prompt)) as items:
+                while True:
+                    async with asyncio.timeout_at(deadline):
+                        item = await anext(items, None)
+                    if item is None:
+                        raise EngineFailed("its stream ended without a final record")
+                    if not opened:
+                        opened = True
+                        draft.first_token_s = time.perf_counter() - draft.started
+                        self.metrics.stage("first_token", draft.first_token_s)
+                        yield Opened(draft.sources, draft.place.conversation_id if draft.place else None)
+                    if isinstance(item, Done):
+                        done, status = item, "complete" if item.finish_reason == "stop" else "truncated"
+                        break
+                    draft.pieces.append(item.text)
+                    yield item
+        except TimeoutError:
+            status, error = "failed", f"no answer within {self.timeout_s:.0f} s"
+            raise EngineFailed(error) from None
+        except Exception as exc:
+            status, error = "failed", str(exc)
+            raise
+        finally:
+            kept = None
+            if opened:  # a request that was refused before it began is no turn
+                kept = self._in_background(self._record(ask, draft, status, done, error))
+        await asyncio.shield(kept)
+        yield done
+
+    async def close(self) -> None:
+        """Wait for the recordings that are under way."""
+        await asyncio.gather(*self.background, return_exceptions=True)
+
+    async def _prepare(self, ask: Ask) -> Draft:
+        place, found = await asyncio.gather(
+            self.metrics.timed("locate", self._locate(ask)), self.metrics.timed("retrieve", self._retrieve(ask))
+        )
+        return Draft(place, await self._fitting(ask.generate, found))
+
+    async def _locate(self, ask: Ask) -> Place | None:
+        request = ask.generate
+        if request.prompt is not None:
+            return None
+        return await self.recorder.locate(request.tenant, request.messages, ask.conversation_id)
+
+    async def _retrieve(self, ask: Ask) -> tuple[Passage, ...]:
+        query = next((message.content for message in reversed(ask.generate.messages) if message.role == "user"), "")
+        wanted = ask.rag if isinstance(ask.rag, RagOptions) else RagOptions()
+        enabled = self.rag.enabled if ask.rag is None else bool(ask.rag)
+        if not enabled or not query.strip():
+            return ()
+        search = Search(
+            query=query,
+            tenant=ask.generate.tenant,
+            collections=wanted.collections or self.rag.collections,
+            top_k=wanted.top_k or self.rag.top_k,
+            min_score=self.rag.min_score if wanted.min_score is None else wanted.min_score,
+        )
+        passages: tuple[Passage, ...] = await call("retriever", self.retriever, "search", search)
+        return passages
+
+    async def _fitting(self, request: Generate, found: tuple[Passage, ...]) -> tuple[Passage, ...]:
+        """The best passages within the budget: that of the settings, and at most half of what the window has free."""
+        if not found:
+            return ()
+        texts = (HEADER, *(source_text(number, passage) for number, passage in enumerate(found, start=1)))
+        measure: Measure = await self.metrics.timed(
+            "measure", call("language model", self.llm, "measure", request, texts)
+        )
+        free = measure.window - measure.prompt_tokens
+        left = free - request.max_tokens if request.max_tokens else free // 2
+        fence = measure.text_tokens[0] + 16  # the header, and the tags with their line breaks
+        return within_budget(found, measure.text_tokens[1:], min(self.rag.token_budget, left) - fence)
+
+    async def _record(self, ask: Ask, draft: Draft, status: TurnStatus, done: Done | None, error: str | None) -> None:
+        request = ask.generate
+        messages = request.messages
+        if request.prompt is not None:
+            messages = (Message(role="user", content=request.prompt),)
+        turn = Turn(
+            request_id=request.request_id,
+            tenant=request.tenant,
+            conversation_id=draft.place.conversation_id if draft.place else ask.conversation_id,
+            client=ask.client,
+            model=request.model,
+            messages=messages,
+            answer=Message(role="assistant", content="".join(draft.pieces)),
+            sources=draft.sources,
+            placement=self.rag.placement,
+            sampling=request.sampling,
+            stop=request.stop,
+            max_tokens=request.max_tokens,
+            usage=done.usage if done else None,
+            timings=done.timings if done else None,
+            first_token_s=draft.first_token_s,
+            latency_s=time.perf_counter() - draft.started,
+            finish_reason=done.finish_reason if done else None,
+            status=status,
+            error=error,
+            extras=ask.extras,
+            created_at=draft.created_at,
+        )
+        self.metrics.answered(status, done.usage if done else None)
+        await self.metrics.timed("record", self.recorder.record(turn))
+
+    def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self.background.add(task)
+        task.add_done_callback(self.background.discard)
+        return task

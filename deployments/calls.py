@@ -1,0 +1,45 @@
+"""Call another deployment, and get its errors as they were raised there.
+
+Ray wraps an exception of the remote side in a class whose str() is the remote traceback; nobody outside may see that.
+"""
+
+from collections.abc import AsyncIterator
+from typing import Any
+
+from ray.exceptions import RayActorError, RayError, RayTaskError
+from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.handle import DeploymentHandle
+
+from app.errors import MindFuError, Overloaded, Unavailable
+
+
+async def call(part: str, handle: DeploymentHandle, method: str, *args: object) -> Any:
+    """One answer of `handle.method(*args)`. part: what people call it, for the error message."""
+    try:
+        return await getattr(handle, method).remote(*args)
+    except (RayError, RayServeException) as exc:
+        raise translated(part, exc) from exc
+
+
+async def stream(part: str, handle: DeploymentHandle, method: str, *args: object) -> AsyncIterator[Any]:
+    """The items of the generator `handle.method(*args)`. Closing this closes that one, wherever it is."""
+    items = getattr(handle.options(stream=True), method).remote(*args)
+    try:
+        async for item in items:
+            yield item
+    except (RayError, RayServeException) as exc:
+        raise translated(part, exc) from exc
+    finally:
+        items.cancel()
+
+
+def translated(part: str, exc: Exception) -> Exception:
+    """The error that people should see: ours as it was raised, a full queue, a part that is away; a bug stays a bug."""
+    cause = exc.cause if isinstance(exc, RayTaskError) else exc
+    if isinstance(cause, MindFuError):
+        return cause
+    if isinstance(cause, BackPressureError):
+        return Overloaded(cause.num_queued_requests, cause.max_queued_requests, 1.0)
+    if isinstance(cause, RayActorError | DeploymentUnavailableError):
+        return Unavailable(part, "its process ended and is being replaced")
+    return exc

@@ -1,0 +1,177 @@
+"""The `mindfu` command: `mindfu serve [CONFIG]` and `mindfu check [CONFIG]`.
+
+`serve` is `serve run CONFIG` with a Ray of its own around it: it checks the file first, shows what starts, says when it
+answers, and takes everything down on Ctrl-C.
+"""
+
+import argparse
+import contextlib
+import os
+import secrets as random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.settings import Secrets, home
+
+START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
+STOP_TIMEOUT_S = 60.0
+
+
+def main() -> None:
+    """Run the command line."""
+    parser = argparse.ArgumentParser(prog="mindfu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    commands = parser.add_subparsers(dest="command", required=True)
+    for name, action, text in (
+        ("serve", serve, "start everything and answer until Ctrl-C"),
+        ("check", check, "say what is wrong with a configuration"),
+    ):
+        command = commands.add_parser(name, help=text)
+        command.add_argument("config", nargs="?", type=Path, default=Path("serve_config.yaml"))
+        command.set_defaults(action=action)
+    options = parser.parse_args()
+    sys.exit(options.action(options.config))
+
+
+def check(config: Path) -> int:
+    """Print what is wrong with the configuration. 0: nothing; 2: something."""
+    from deployments.config import problems  # Ray takes a second to import: `mindfu --help` need not wait for it
+
+    found = problems(config, Secrets.from_env())
+    for problem in found:
+        print(f"  ✗ {problem}", file=sys.stderr)
+    print(f"{config}: {f'{len(found)} problem(s)' if found else 'ok'}")
+    return 2 if found else 0
+
+
+def serve(config: Path) -> int:
+    """Serve until interrupted. 0: stopped on request; 1: it failed to start or died; 2: bad configuration."""
+    if check(config):
+        return 2
+    http = yaml.safe_load(config.read_text()).get("http_options", {})
+    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not _is_free(host, port):
+        print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
+        return 2
+    _environment()
+    with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(config, address) as process:
+        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
+        if not _wait_until_running(process):
+            return 1
+        print(f"MindFu answers on {url}/v1 — `curl {url}/health` shows its parts, Ctrl-C stops it.", flush=True)
+        process.wait()
+        print("`serve run` ended by itself; its log lies under /tmp/ray/session_latest/logs/serve.", file=sys.stderr)
+        return 1
+    print("MindFu stopped.")
+    return 0
+
+
+def _environment() -> None:
+    """What Ray and Serve read before they start. Values that are set already stay."""
+    folder = home()
+    token = folder / "keys" / "ray_token"
+    if not token.exists():
+        token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        token.touch(0o600)
+        token.write_text(random.token_hex(32))
+    for name, value in {
+        "MINDFU_HOME": str(folder),
+        "RAY_ADDRESS": "local",  # a Ray of our own, even where another one runs
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # it would open the gateway's own port on all interfaces
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[str]:
+    """A local Ray for as long as the block runs; the cluster of RAY_ADDRESS where that is set. Yields its address."""
+    import ray
+
+    print("Starting Ray …", flush=True)
+    local = os.environ["RAY_ADDRESS"] == "local"
+    # The graph asks for 2 CPUs as shares; a machine with one runs it too, only slower.
+    own: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 2), "object_store_memory": 512 * 2**20}
+    context = ray.init(
+        os.environ["RAY_ADDRESS"],
+        namespace="serve",
+        log_to_driver=False,
+        logging_level="warning",
+        **own if local else {},
+    )
+    print(f"  dashboard http://{context.dashboard_url}", flush=True)
+    try:
+        yield context.address_info["gcs_address"]
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`serve run CONFIG` as a child; interrupted at the end, so that it takes its replicas down in order."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    log = home() / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [sys.executable, "-m", "ray.serve.scripts", "run", str(config), f"--address={address}"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
+            env={**os.environ, "RAY_ADDRESS": address},
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(STOP_TIMEOUT_S)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+
+
+def _wait_until_running(process: subprocess.Popen[bytes]) -> bool:
+    """Print each part as it becomes healthy. False, with the reason printed, when the graph cannot start."""
+    from ray import serve as ray_serve
+
+    seen: dict[str, str] = {}
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            print((home() / "serve.log").read_text(), file=sys.stderr)
+            return False
+        for application in ray_serve.status().applications.values():
+            for name, deployment in application.deployments.items():
+                if seen.get(name) != deployment.status:
+                    seen[name] = deployment.status
+                    print(f"  {name:<12} {deployment.status.lower()} {deployment.message[-2000:]}".rstrip(), flush=True)
+            if application.status == "RUNNING":
+                return True
+            if application.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                print(application.message, file=sys.stderr)
+                return False
+        time.sleep(0.25)
+    print(f"Not running after {START_TIMEOUT_S:.0f} s.", file=sys.stderr)
+    return False
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

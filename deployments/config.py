@@ -1,0 +1,114 @@
+"""Lint serve_config.yaml before anything starts: Ray Serve's own schema ignores a misspelt key, we name it."""
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from ipaddress import ip_address
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ValidationError
+from ray.serve.schema import ServeDeploySchema
+
+from app.errors import Misconfigured
+from app.settings import Secrets, Settings
+
+IMPORT_PATH = "deployments.graph:build"
+DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Librarian", "VectorStore")
+
+
+def problems(path: Path, secrets: Secrets) -> list[str]:
+    """Everything that is wrong with a configuration file, one line each; empty when it can be served."""
+    try:
+        config = yaml.safe_load(path.read_text())
+    except (OSError, yaml.YAMLError) as exc:
+        return [f"{path} cannot be read: {exc}"]
+    if not isinstance(config, dict):
+        return [f"{path} must hold a mapping with the key 'applications'"]
+    found = [*_unknown_keys(ServeDeploySchema, config, "")]
+    try:
+        ServeDeploySchema.model_validate(config)
+    except ValidationError as exc:
+        return found + [f"{_dotted(problem['loc'])}: {problem['msg']}" for problem in exc.errors()]
+    found += _exposed(config.get("http_options", {}).get("host", "0.0.0.0"), secrets)  # noqa: S104 - Serve's default
+    for index, application in enumerate(config["applications"]):
+        if application.get("import_path") == IMPORT_PATH:
+            found += _application_problems(application, f"applications[{index}]")
+    return found
+
+
+def require_key_beyond_loopback(host: str, secrets: Secrets) -> None:
+    """Refuse to serve the network without a key. Raises Misconfigured."""
+    for problem in _exposed(host, secrets):
+        raise Misconfigured("http_options.host", problem, "Set MINDFU_API_KEY, or listen on 127.0.0.1.")
+
+
+def _exposed(host: str, secrets: Secrets) -> list[str]:
+    try:
+        local = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        local = False
+    if local or secrets.api_key is not None:
+        return []
+    return [f"http_options.host: listening on {host} without an API key would let anyone in. Set MINDFU_API_KEY"]
+
+
+def _application_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:
+    try:
+        Settings.model_validate(application.get("args") or {})
+    except ValidationError as exc:
+        for problem in exc.errors():
+            yield f"{where}.args.{_dotted(problem['loc'])}: {_explained(problem)}"
+    for deployment in application.get("deployments") or []:
+        name = deployment.get("name")
+        if name not in DEPLOYMENTS:
+            yield f"{where}.deployments: no part is called '{name}'; there are {', '.join(DEPLOYMENTS)}"
+        if name == "VectorStore" and deployment.get("num_replicas", 1) != 1:
+            yield f"{where}.deployments.VectorStore.num_replicas: must be 1, it owns a folder"
+
+
+def _explained(problem: Any) -> str:
+    if problem["type"] != "extra_forbidden":
+        return f"{problem['msg']} (got {problem['input']!r})"
+    fields = _model_at(Settings, problem["loc"][:-1]).model_fields
+    return "unknown setting" + _suggestion(str(problem["loc"][-1]), fields)
+
+
+def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
+    for step in path:
+        annotation = model.model_fields[str(step)].annotation
+        assert isinstance(annotation, type)
+        assert issubclass(annotation, BaseModel)
+        model = annotation
+    return model
+
+
+def _unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Keys that the schema would ignore, at every level that is a mapping or a list of mappings."""
+    for key, value in data.items():
+        path = f"{where}.{key}" if where else key
+        if key not in model.model_fields:
+            yield f"{path}: unknown key" + _suggestion(key, model.model_fields)
+            continue
+        for nested in _models_in(model.model_fields[key].annotation):
+            for index, item in enumerate(value if isinstance(value, list) else [value]):
+                if isinstance(item, dict):
+                    yield from _unknown_keys(nested, item, f"{path}[{index}]" if isinstance(value, list) else path)
+            break
+
+
+def _models_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    for argument in typing.get_args(annotation):
+        yield from _models_in(argument)
+
+
+def _suggestion(key: str, known: Mapping[str, Any]) -> str:
+    close = difflib.get_close_matches(key, known, n=1)
+    return f"; did you mean '{close[0]}'?" if close else f"; known are {', '.join(sorted(known))}"
+
+
+def _dotted(location: tuple[str | int, ...]) -> str:
+    return ".".join(str(step) for step in location)

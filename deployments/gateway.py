@@ -1,0 +1,136 @@
+"""The Gateway deployment: one port, every dialect. Holds the collaborators, and builds the application of the routes.
+
+Stateless but for connections: any number of replicas may run. All of HTTP is here, in guard.py and in routes/.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from fastapi import FastAPI
+from ray.serve.handle import DeploymentHandle
+
+from app.conversations import Conversations
+from app.errors import MindFuError, ModelNotFound
+from app.messages import ModelCard
+from app.recorder import Recorder
+from app.settings import Secrets, Settings
+from deployments.answering import Answering
+from deployments.calls import call
+from deployments.guard import Guard
+from deployments.metrics import Metrics
+from deployments.routes import conversations, documents, generation, operations, refusals
+
+HEALTH_TIMEOUT_S = 5.0
+log = logging.getLogger(__name__)
+
+
+class Gateway:
+    """Speaks HTTP for the graph. home: the folder of the embedded stores and of the spool."""
+
+    answering: Answering
+    recorder: Recorder
+    conversations: Conversations
+    card: ModelCard
+    embedder_name: str
+    embedder_dimension: int
+
+    def __init__(
+        self,
+        llm: DeploymentHandle,
+        embedder: DeploymentHandle,
+        retriever: DeploymentHandle,
+        librarian: DeploymentHandle,
+        settings: Settings,
+        home: Path,
+    ) -> None:
+        self.llm, self.embedder, self.retriever, self.librarian = llm, embedder, retriever, librarian
+        self.settings, self.home, self.secrets = settings, home, Secrets.from_env()
+        self.metrics = Metrics()
+        self.started_at = int(time.time())
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What requests may put in `model`: the model, its bare base, its aliases."""
+        name = self.settings.llm.name
+        return (name, f"{name}:base", *self.settings.llm.aliases)
+
+    def served(self, model: str) -> str:
+        """The name of the model that answers. Raises ModelNotFound."""
+        if model not in self.names:
+            raise ModelNotFound(model, self.names)
+        return self.settings.llm.name if model in self.settings.llm.aliases else model
+
+    async def health(self) -> dict[str, Any]:
+        """The state of every part, and `degraded` as soon as one of them does not answer."""
+        handles = {
+            "llm": self.llm,
+            "embedder": self.embedder,
+            "retriever": self.retriever,
+            "librarian": self.librarian,
+        }
+        states = await asyncio.gather(*(self._state(part, handle) for part, handle in handles.items()))
+        parts = dict(zip(handles, states, strict=True))
+        parts["postgres"] = await self.recorder.state()
+        ok = all(state == "ok" for state in parts.values())
+        return {
+            "status": "ok" if ok else "degraded",
+            "model_key": self.settings.llm.name,
+            "model": self.card.model_dump(),
+            "parts": parts,
+            "spooled_turns": self.recorder.pending(),
+            "version": version("mindfu"),
+        }
+
+    async def readings(self) -> bytes:
+        """The Prometheus page."""
+        engine: dict[str, float] = await call("language model", self.llm, "stats")
+        return self.metrics.page("engine", engine | {"spooled_turns": self.recorder.pending()})
+
+    async def _state(self, part: str, handle: DeploymentHandle) -> str:
+        try:
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await call(part, handle, "check_health")
+        except TimeoutError:
+            return f"no answer within {HEALTH_TIMEOUT_S:.0f} s"
+        except Exception as exc:  # noqa: BLE001 - the state is the report: every failure belongs in it
+            log.warning("%s is not healthy: %s", part, exc)
+            return str(exc) if isinstance(exc, MindFuError) else type(exc).__name__
+        return "ok"
+
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        self.card = await call("language model", self.llm, "card")
+        self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
+        postgres_url = self.secrets.postgres_url
+        async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
+            self.recorder, self.conversations = recorder, recorder.conversations
+            self.answering = Answering(
+                self.llm,
+                self.retriever,
+                recorder,
+                self.settings.rag,
+                self.settings.gateway.answer_timeout_s,
+                self.metrics,
+            )
+            yield
+            await self.answering.close()
+
+    def __serve_build_asgi_app__(self) -> FastAPI:
+        app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan)
+        app.add_middleware(
+            Guard,
+            api_key=self.secrets.api_key,
+            max_body=self.settings.gateway.max_body_bytes,
+            max_upload=self.settings.documents.max_bytes,
+            metrics=self.metrics,
+        )
+        refusals.register(app)
+        for group in (generation, documents, conversations, operations):
+            app.include_router(group.routes(self))
+        return app

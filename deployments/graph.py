@@ -1,0 +1,32 @@
+"""The request graph: the only place that says who talks to whom. serve_config.yaml names `deployments.graph:build`.
+
+    clients ── Gateway ──┬── LlamaCpp
+                         ├── Retriever ──┬── Embedder
+                         ├── Librarian ──┘ (through Retriever)
+                         └── Embedder    └── VectorStore, or a Qdrant server by URL
+
+Behaviour comes from `args:`, placement (replicas, CPUs, GPUs, queue bounds) from `deployments:` of the YAML.
+"""
+
+from ray import serve
+from ray.serve import Application
+
+from app.settings import Secrets, Settings, home
+from deployments.embedder import Embedder
+from deployments.gateway import Gateway
+from deployments.librarian import Librarian
+from deployments.llama_cpp import LlamaCpp
+from deployments.retriever import Retriever
+from deployments.vector_store import VectorStore
+
+
+def build(settings: Settings) -> Application:
+    """Bind the graph. Secrets are read here and in the replicas, and never stand in the YAML."""
+    folder, secrets = home(), Secrets.from_env()
+    llm = serve.deployment(LlamaCpp).bind(settings.llm, folder)
+    embedder = serve.deployment(Embedder).bind(settings.embedding)
+    vectors = secrets.qdrant_url or serve.deployment(VectorStore).bind(folder)
+    retriever = serve.deployment(Retriever).bind(embedder, vectors)
+    librarian = serve.deployment(Librarian).bind(retriever, settings.documents, folder)
+    gateway = serve.deployment(serve.ingress()(Gateway))
+    return gateway.bind(llm, embedder, retriever, librarian, settings, folder)

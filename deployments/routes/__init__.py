@@ -1,0 +1,1 @@
+"""The HTTP routes, one module per group. A route parses, calls one thing, and renders."""
