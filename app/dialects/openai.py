@@ -216,9 +216,9 @@ class ChatRenderer:
 
     object_whole, object_chunk, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, request_id: str, model: str, sources: Sequence[Passage]) -> None:
+    def __init__(self, request_id: str, model: str, sources: Sequence[Passage], base_url: str) -> None:
         self.head = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": model}
-        self.sources = tuple(sources)
+        self.sources, self.base_url = tuple(sources), base_url
 
     def opening(self) -> Iterable[Json]:
         """What is sent before the first token."""
@@ -230,7 +230,9 @@ class ChatRenderer:
 
     def closing(self, text: str, done: Done, *, include_usage: bool) -> Iterable[Json]:
         """The finish reason with citations and sources, then the usage if asked for."""
-        last = self._chunk({"annotations": annotations(text, self.sources)} if self.sources else {}, done.finish_reason)
+        last = self._chunk(
+            {"annotations": annotations(text, self.sources, self.base_url)} if self.sources else {}, done.finish_reason
+        )
         yield last | {"sources": sources(self.sources)}
         if include_usage:
             yield self.head | {"object": self.object_chunk, "choices": [], "usage": usage(done.usage)}
@@ -241,7 +243,7 @@ class ChatRenderer:
             "role": "assistant",
             "content": text,
             "refusal": None,
-            "annotations": annotations(text, self.sources),
+            "annotations": annotations(text, self.sources, self.base_url),
         }
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish_reason}
         return self.head | {
@@ -300,14 +302,19 @@ def sources(passages: Sequence[Passage]) -> list[Json]:
     return [passage.model_dump(mode="json") for passage in passages]
 
 
-def annotations(text: str, passages: Sequence[Passage]) -> list[Json]:
-    """The citation marks in an answer, as OpenAI's file citations. index: characters. Unknown marks are dropped."""
+def annotations(text: str, passages: Sequence[Passage], base_url: str) -> list[Json]:
+    """The citation marks in an answer, as url_citation, the one kind that chat completions have (file_citation belongs
+    to the Responses API). Indices: characters of the answer. Marks of no source are dropped.
+    """
     return [
         {
-            "type": "file_citation",
-            "index": mark.start(),
-            "file_id": passages[int(mark[1]) - 1].document_id,
-            "filename": passages[int(mark[1]) - 1].title,
+            "type": "url_citation",
+            "url_citation": {
+                "start_index": mark.start(),
+                "end_index": mark.end(),
+                "title": passages[int(mark[1]) - 1].title,
+                "url": f"{base_url}v1/documents/{passages[int(mark[1]) - 1].document_id}",
+            },
         }
         for mark in CITATION.finditer(text)
         if 1 <= int(mark[1]) <= len(passages)

@@ -31,14 +31,14 @@ def routes(gateway: "Gateway") -> APIRouter:
         """Answer a chat, from the documents where they hold something."""
         generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
         ask = _ask(request, body, generate, rag=body.rag)
-        return await _respond(gateway, ask, body, openai.ChatRenderer)
+        return await _respond(gateway, request, ask, body, openai.ChatRenderer)
 
     @router.post("/v1/completions")
     async def completions(request: Request, body: openai.CompletionRequest) -> Response:
         """Continue a text, without template and without retrieval."""
         generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
         ask = _ask(request, body, generate, rag=False)
-        return await _respond(gateway, ask, body, openai.CompletionRenderer)
+        return await _respond(gateway, request, ask, body, openai.CompletionRenderer)
 
     return router
 
@@ -54,12 +54,12 @@ def _ask(request: Request, body: openai.GenerationRequest, generate: Generate, *
 
 
 async def _respond(
-    gateway: "Gateway", ask: Ask, body: openai.GenerationRequest, renderer: type[openai.ChatRenderer]
+    gateway: "Gateway", request: Request, ask: Ask, body: openai.GenerationRequest, renderer: type[openai.ChatRenderer]
 ) -> Response:
     answer = gateway.answering.answer(ask)
     opened = await anext(answer)  # what can be refused is refused here, with its own status
     assert isinstance(opened, Opened)
-    render = renderer(ask.generate.request_id, ask.generate.model, opened.sources)
+    render = renderer(ask.generate.request_id, ask.generate.model, opened.sources, str(request.base_url))
     headers = {"x-conversation-id": opened.conversation_id} if opened.conversation_id else {}
     if body.stream:
         include_usage = body.stream_options is not None and body.stream_options.include_usage

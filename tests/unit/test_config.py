@@ -1,0 +1,59 @@
+"""`mindfu check`: what Serve would ignore silently is named."""
+
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr
+
+from app.settings import Secrets
+from deployments.config import problems
+
+GOOD = """
+http_options: {host: 127.0.0.1, port: 11434}
+applications:
+  - name: mindfu
+    import_path: deployments.graph:build
+"""
+
+
+def lint(tmp_path: Path, text: str, secrets: Secrets | None = None) -> list[str]:
+    file = tmp_path / "config.yaml"
+    file.write_text(text)
+    return problems(file, secrets or Secrets())
+
+
+def test_the_shipped_configuration_is_clean():
+    """The file that `make serve` uses."""
+    assert problems(Path(__file__).parents[2] / "serve_config.yaml", Secrets()) == []
+
+
+@pytest.mark.parametrize(
+    ("more", "named"),
+    [
+        ("    args: {rag: {topk: 3}}", "did you mean 'top_k'"),
+        ("    args: {llm: {window: 5}}", "args.llm.window"),
+        ("    deployments: [{name: Gatewy}]", "no part is called 'Gatewy'"),
+        ("    deployments: [{name: Gateway, num_replica: 2}]", "did you mean 'num_replicas'"),
+        ("    deployments: [{name: VectorStore, num_replicas: 2}]", "must be 1"),
+        ("proxy_locaton: HeadOnly", "did you mean 'proxy_location'"),
+    ],
+)
+def test_a_mistake_is_named_with_its_place(tmp_path: Path, more: str, named: str):
+    """Each mistake alone gives one line that says where and what."""
+    found = lint(tmp_path, GOOD + more)
+    assert len(found) == 1
+    assert named in found[0]
+
+
+def test_the_network_needs_a_key(tmp_path: Path):
+    """Listening beyond loopback without a key is refused; with a key, and on loopback, it is fine."""
+    exposed = GOOD.replace("127.0.0.1", "0.0.0.0")
+    assert "MINDFU_API_KEY" in lint(tmp_path, exposed)[0]
+    assert lint(tmp_path, exposed, Secrets(api_key=SecretStr("k"))) == []
+    assert lint(tmp_path, GOOD.replace("127.0.0.1", "localhost")) == []
+
+
+def test_a_file_that_is_no_yaml_is_told(tmp_path: Path):
+    """A broken or absent file is one clear line."""
+    assert "cannot be read" in lint(tmp_path, "a: [")[0]
+    assert "cannot be read" in problems(tmp_path / "absent.yaml", Secrets())[0]
