@@ -1,0 +1,171 @@
+"""The chat template of a GGUF: messages in, prompt segments out. It knows no tokens.
+
+Templates are Jinja in the dialect of Hugging Face transformers, rendered in Jinja's immutable sandbox. They come with
+the model file, never with a request.
+"""
+
+import json
+from collections.abc import Callable, Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Any, NoReturn
+
+import jinja2
+from jinja2.ext import Extension, loopcontrols
+from jinja2.nodes import Node
+from jinja2.parser import Parser
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from app.errors import InvalidRequest, Misconfigured
+from app.llama.untrusted import MARKED, Alphabet, Segment, dump_json
+from app.messages import Message, ToolCall
+
+
+class TemplateRefusedError(jinja2.TemplateError):
+    """The template called `raise_exception`: it does not take such messages."""
+
+
+class GenerationTag(Extension):
+    """`{% generation %}`, with which templates frame answers for training: the frame is nothing, its body counts."""
+
+    tags = {"generation"}  # noqa: RUF012 — as the base class has it
+
+    def parse(self, parser: Parser) -> list[Node]:
+        next(parser.stream)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+
+class Sandbox(ImmutableSandboxedEnvironment):
+    """What transformers gives to a chat template, and no more."""
+
+    def __init__(self) -> None:
+        super().__init__(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols, GenerationTag])
+        self.filters["tojson"] = tojson
+        self.globals.update(raise_exception=refuse, strftime_now=strftime_now)
+
+    @staticmethod
+    def concat(pieces: Iterable[str]) -> str:
+        """Join what a macro wrote; one piece stays as it is, so that untrusted text stays an `Untrusted`."""
+        filled = [piece for piece in pieces if piece]
+        return filled[0] if len(filled) == 1 else "".join(filled)
+
+
+def refuse(message: str) -> NoReturn:
+    """`raise_exception` of the templates."""
+    raise TemplateRefusedError(message)
+
+
+def strftime_now(form: str) -> str:
+    """The time in UTC, for templates that tell the model the date."""
+    return datetime.now(UTC).strftime(form)
+
+
+def tojson(
+    value: Any,
+    ensure_ascii: bool = False,  # noqa: ARG001 — transformers' signature; we always write UTF-8, as it does by default
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """The filter as transformers defines it: no HTML escapes."""
+    if sort_keys and isinstance(value, dict):
+        value = {key: value[key] for key in sorted(value)}
+    return dump_json(value, indent=indent, separators=separators)
+
+
+class ChatTemplate:
+    """A compiled template. bos, eos: the texts of these tokens, which templates write out themselves."""
+
+    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
+        if any(character >= MARKED[1] for character in source):
+            raise Misconfigured("llm.model", "its chat template uses private code points", "Use another GGUF")
+        try:
+            self._template = Sandbox().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            problem = f"its chat template is no Jinja that we understand (line {error.lineno}: {error.message})"
+            raise Misconfigured("llm.model", problem, "Use a GGUF with a repaired template") from error
+        self._tokens = {"bos_token": bos, "eos_token": eos}
+
+    def render(self, messages: Sequence[Message]) -> list[Segment]:
+        """The prompt up to where the answer begins.
+
+        A template that refuses the messages as they are is given them with neighbours of one role merged, then with
+        the system prompt put in front of the first user message as well. Raises InvalidRequest with the template's
+        own words where it refuses that too.
+        """
+        refusal: TemplateRefusedError | None = None
+        for arrange in (tuple, merged, folded):
+            try:
+                return self._render(arrange(messages))
+            except TemplateRefusedError as error:
+                refusal = refusal or error
+            except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+                message = f"The model's chat template cannot render these messages: {error}"
+                raise InvalidRequest(message, "messages") from error
+        message = f"The model's chat template refuses these messages: {refusal}"
+        raise InvalidRequest(message, "messages") from refusal
+
+    def _render(self, messages: Sequence[Message]) -> list[Segment]:
+        alphabet = Alphabet()
+        rendered = self._template.render(
+            messages=[_as_template_sees(message, alphabet.mark) for message in messages],
+            tools=None,
+            documents=None,
+            add_generation_prompt=True,
+            **self._tokens,
+        )
+        return list(alphabet.segments(rendered))
+
+
+def merged(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Neighbouring messages of one role become one, for templates that insist on turns."""
+    turns: list[Message] = []
+    for message in messages:
+        if turns and turns[-1].role == message.role and message.role != "tool":
+            turns[-1] = _joined(turns[-1], message)
+        else:
+            turns.append(message)
+    return tuple(turns)
+
+
+def folded(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """As merged, and a leading system prompt goes into the user message behind it, for templates without that role."""
+    turns = merged(messages)
+    if len(turns) > 1 and turns[0].role == "system" and turns[1].role == "user":
+        return (_joined(turns[0], turns[1]).model_copy(update={"role": "user"}), *turns[2:])
+    return turns
+
+
+def _joined(first: Message, second: Message) -> Message:
+    content = "\n\n".join(filter(None, (first.content, second.content)))
+    return first.model_copy(update={"content": content, "tool_calls": first.tool_calls + second.tool_calls})
+
+
+def _as_template_sees(message: Message, mark: Callable[[str], str]) -> dict[str, Any]:
+    """The form that transformers gives a message. A field without a value is absent: templates ask for its presence."""
+    seen: dict[str, Any] = {"role": message.role, "content": mark(message.content)}
+    if message.name is not None:
+        seen["name"] = mark(message.name)
+    if message.tool_call_id is not None:
+        seen["tool_call_id"] = mark(message.tool_call_id)
+    if message.tool_calls:
+        seen["tool_calls"] = [_call_as_template_sees(call, mark) for call in message.tool_calls]
+    return seen
+
+
+def _call_as_template_sees(call: ToolCall, mark: Callable[[str], str]) -> dict[str, Any]:
+    try:
+        arguments = _marked(json.loads(call.arguments), mark)
+    except ValueError:
+        arguments = mark(call.arguments)  # a malformed call that some model made: shown as it was written
+    function = {"name": mark(call.name), "arguments": arguments}
+    return {"id": mark(call.id), "type": "function", "function": function}
+
+
+def _marked(value: Any, mark: Callable[[str], str]) -> Any:
+    if isinstance(value, str):
+        return mark(value)
+    if isinstance(value, dict):
+        return {mark(key): _marked(item, mark) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_marked(item, mark) for item in value]
+    return value

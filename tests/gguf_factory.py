@@ -1,0 +1,145 @@
+"""Small GGUFs of the Llama architecture, made on the spot: what the engine is tested and measured on.
+
+`random_model` has random weights, whose speed is that of a trained model of the shape. `chain_model` says a given text,
+whatever it is asked: its weights are a table that leads from each byte to the next.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import gguf
+import numpy as np
+from numpy.typing import NDArray
+
+CHATML = (
+    "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+CONTROLS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>")
+USER_DEFINED = ("<tool_call>", "</tool_call>")
+MERGES = ("t h", "th e", "i n", "e r", "a n", "Ġ t", "o u", "l o", "lo w")
+WINDOW = 2048
+
+
+@dataclass(frozen=True)
+class Shape:
+    """Sizes of a Llama. fillers: further tokens of the vocabulary, which no text yields."""
+
+    embedding: int = 64
+    layers: int = 2
+    heads: int = 4
+    kv_heads: int = 2
+    feed_forward: int = 128
+    fillers: int = 0
+
+
+TINY = Shape()
+SMALL = Shape(embedding=1024, layers=12, heads=16, kv_heads=8, feed_forward=3072, fillers=31_600)  # 0.2 billion
+
+
+def byte_letters() -> list[str]:
+    """The letter by which GPT-2's byte-level vocabularies write each byte."""
+    visible = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    hidden = [byte for byte in range(256) if byte not in visible]
+    letters = {byte: chr(byte) for byte in visible} | {byte: chr(256 + at) for at, byte in enumerate(hidden)}
+    return [letters[byte] for byte in range(256)]
+
+
+def vocabulary(fillers: int = 0) -> tuple[list[str], list[int]]:
+    """Tokens and their types: the 256 bytes first, merges, fillers, then control and user defined ones."""
+    plain = byte_letters() + [merge.replace(" ", "") for merge in MERGES] + [f"filler{at}" for at in range(fillers)]
+    kinds = gguf.TokenType
+    types = [kinds.NORMAL] * len(plain) + [kinds.CONTROL] * len(CONTROLS) + [kinds.USER_DEFINED] * len(USER_DEFINED)
+    return [*plain, *CONTROLS, *USER_DEFINED], [int(kind) for kind in types]
+
+
+def random_model(path: Path, shape: Shape = TINY, *, seed: int = 0, template: str | None = CHATML) -> Path:
+    """Random weights in Q8_0. Generated text is mostly no valid UTF-8."""
+    rng = np.random.default_rng(seed)
+    size = len(vocabulary(shape.fillers)[0])
+
+    def weights(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
+        return rng.standard_normal((rows, columns), np.float32) * np.float32(scale / np.sqrt(columns))
+
+    writer = _writer(path, shape, template)
+    _add(writer, "token_embd.weight", weights(size, shape.embedding, 8.0))
+    _add(writer, "output.weight", weights(size, shape.embedding, 8.0))
+    _add_layers(writer, shape, weights)
+    return _written(writer, path)
+
+
+def chain_model(path: Path, said: Sequence[int], *, template: str | None = CHATML) -> Path:
+    """Says the tokens of `said`, each at most once in it, over and over. After any other token it begins anew.
+
+    The expected token has a logit of 17, every other one 0.
+    """
+    tokens, _ = vocabulary()
+    follower = [said[0]] * len(tokens)
+    for token, after in zip(said, [*said[1:], said[0]], strict=True):
+        follower[token] = after
+    shape = Shape(embedding=288, layers=1, heads=9, kv_heads=1, feed_forward=32)
+    output = np.zeros((len(tokens), shape.embedding), np.float32)
+    output[follower, np.arange(len(tokens))] = 1.0  # seen one-hot token t, the normed state is 17 at t
+    writer = _writer(path, shape, template)
+    _add(writer, "token_embd.weight", np.eye(len(tokens), shape.embedding, dtype=np.float32), quantized=False)
+    _add(writer, "output.weight", output, quantized=False)
+    _add_layers(writer, shape, lambda rows, columns: np.zeros((rows, columns), np.float32))
+    return _written(writer, path)
+
+
+def _writer(path: Path, shape: Shape, template: str | None) -> gguf.GGUFWriter:
+    tokens, types = vocabulary(shape.fillers)
+    writer = gguf.GGUFWriter(path, "llama")
+    writer.add_name("a test model")
+    writer.add_context_length(WINDOW)
+    writer.add_embedding_length(shape.embedding)
+    writer.add_block_count(shape.layers)
+    writer.add_feed_forward_length(shape.feed_forward)
+    writer.add_head_count(shape.heads)
+    writer.add_head_count_kv(shape.kv_heads)
+    writer.add_rope_dimension_count(shape.embedding // shape.heads)
+    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_vocab_size(len(tokens))
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(list(MERGES))
+    writer.add_bos_token_id(tokens.index("<|endoftext|>"))
+    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_add_bos_token(False)
+    if template is not None:
+        writer.add_chat_template(template)
+    return writer
+
+
+def _add_layers(writer: gguf.GGUFWriter, shape: Shape, weights) -> None:
+    width, kv = shape.embedding, shape.embedding // shape.heads * shape.kv_heads
+    ones = np.ones(width, np.float32)
+    for layer in range(shape.layers):
+        for name in ("attn_norm", "ffn_norm"):
+            writer.add_tensor(f"blk.{layer}.{name}.weight", ones)
+        for name, rows, columns in (
+            *(("attn_q", width, width), ("attn_k", kv, width), ("attn_v", kv, width), ("attn_output", width, width)),
+            *(("ffn_gate", shape.feed_forward, width), ("ffn_up", shape.feed_forward, width)),
+            ("ffn_down", width, shape.feed_forward),
+        ):
+            _add(writer, f"blk.{layer}.{name}.weight", weights(rows, columns))
+    writer.add_tensor("output_norm.weight", ones)
+
+
+def _add(writer: gguf.GGUFWriter, name: str, weights: NDArray[np.float32], *, quantized: bool = True) -> None:
+    kind = gguf.GGMLQuantizationType.Q8_0
+    if quantized:
+        writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)
+    else:
+        writer.add_tensor(name, weights)
+
+
+def _written(writer: gguf.GGUFWriter, path: Path) -> Path:
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return path
