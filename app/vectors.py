@@ -1,0 +1,174 @@
+"""What a vector store does, and what its two implementations share: names, ids, payloads, ranking, refusals.
+
+    EdgeVectors    app/vectors_edge.py    Qdrant's own engine in process, the embedded default; sync, because it blocks,
+                                          so deployments/vector_store.py gives it a process and this interface
+    RemoteVectors  app/vectors_remote.py  a Qdrant server by URL
+
+A collection belongs to one embedding model: vectors of two models in one space compare as noise, so the model's name
+is kept with the collection and another model is refused. Tenants share collections and never see each other's chunks:
+every call carries the tenant, and every filter starts with it.
+"""
+
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, NamedTuple, Protocol
+from uuid import UUID, uuid5
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import Field
+
+from app.errors import InvalidRequest
+from app.messages import Chunk, Index, Passage, Strict
+
+Floats = NDArray[np.float32]
+
+COLLECTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
+POINTS = UUID("a2b5c0de-5e9f-4c0c-9a3b-0d6f6d696e64")  # the namespace of our point ids; changing it orphans every point
+INDEXED_FIELDS = ("tenant", "document_id")
+
+
+class Space(Strict):
+    """The vector space of a collection: the model that made its vectors, and their length."""
+
+    model: str
+    dimension: int = Field(ge=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """The chunks nearest to `vector` (unit length), over all `collections` together, of one tenant."""
+
+    vector: Floats
+    space: Space
+    tenant: str
+    collections: tuple[str, ...]
+    top_k: int
+    min_score: float  # cosine similarity, below which a chunk is dropped
+
+
+class Stored(Strict):
+    """A chunk as it is kept."""
+
+    document_id: str
+    title: str
+    chunk: Chunk
+
+
+class Page(NamedTuple):
+    """Some stored chunks, and the mark to go on from; None at the end."""
+
+    chunks: tuple[Stored, ...]
+    after: str | None
+
+
+class Vectors(Protocol):
+    """A vector store. All names of collections are checked; all raise Unavailable when the store is away."""
+
+    async def create(self, collection: str, space: Space) -> None:
+        """Make the collection unless it is there. Raises InvalidRequest where it holds vectors of another space."""
+
+    async def upsert(self, index: Index, vectors: Floats) -> None:
+        """Keep these chunks, replacing those of the same document and number. Nothing is lost once it has returned.
+
+        vectors: (chunks, dimension). Raises InvalidRequest where the collection is unknown or the vectors do not fit.
+        """
+
+    async def delete(self, collection: str, tenant: str, document_id: str, from_chunk: int = 0) -> None:
+        """Drop the document's chunks numbered from_chunk or higher. What is not there is gone already: no error."""
+
+    async def search(self, query: Query) -> tuple[Passage, ...]:
+        """Best first. Unknown collections hold nothing. Raises InvalidRequest where one is of another space."""
+
+    async def scroll(
+        self,
+        collection: str,
+        tenant: str,
+        document_id: str | None = None,
+        after: str | None = None,
+        limit: int = 256,
+    ) -> Page:
+        """Walk over the tenant's chunks, or one document's, in an order that is stable but means nothing."""
+
+    async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
+        """How many chunks the tenant, or one of its documents, has here. An unknown collection has 0."""
+
+    async def check_health(self) -> None:
+        """Return when the store answers. Raises Unavailable."""
+
+
+def check_name(collection: str) -> str:
+    """The name itself. Raises InvalidRequest: names become folders and URL segments."""
+    if not COLLECTION_NAME.fullmatch(collection):
+        message = f"'{collection[:80]}' is no collection name: use 1 to 64 letters, digits, '_' or '-'."
+        raise InvalidRequest(message, "collection")
+    return collection
+
+
+def check_space(collection: str, *, has: Space, wanted: Space) -> None:
+    """Raise InvalidRequest unless both are the same."""
+    if has != wanted:
+        message = (
+            f"Collection '{collection}' holds vectors of '{has.model}' with {has.dimension} dimensions, but the "
+            f"embedding model is '{wanted.model}' with {wanted.dimension}. Set embedding.model back to '{has.model}', "
+            "or index the documents again into another collection."
+        )
+        raise InvalidRequest(message, "collection")
+
+
+def check_vectors(index: Index, vectors: Floats, space: Space) -> None:
+    """Raise InvalidRequest unless there is one finite vector of the right length for each chunk."""
+    expected = (len(index.chunks), space.dimension)
+    if vectors.shape != expected:
+        message = (
+            f"Collection '{index.collection}' takes {expected[1]} dimensions and there are {expected[0]} chunks, "
+            f"but the vectors have the shape {vectors.shape}."
+        )
+        raise InvalidRequest(message, "vectors")
+    if not np.isfinite(vectors).all():
+        raise InvalidRequest("A vector holds NaN or infinity.", "vectors")
+
+
+def unknown(collection: str) -> InvalidRequest:
+    """The error for writing where there is nothing to write to."""
+    return InvalidRequest(f"There is no collection '{collection}'. Create it first.", "collection")
+
+
+def point_id(index: Index, number: int) -> UUID:
+    """The same chunk always gets the same id, so that writing twice is writing once."""
+    return uuid5(POINTS, json.dumps([index.tenant, index.collection, index.document_id, number]))
+
+
+def payload(index: Index, chunk: Chunk) -> dict[str, Any]:
+    """A point's payload, JSON."""
+    return {
+        "tenant": index.tenant,
+        "document_id": index.document_id,
+        "title": index.title,
+        "chunk": chunk.number,
+        "text": chunk.text,
+        "page": chunk.page,
+        "start": chunk.start,
+        "end": chunk.end,
+    }
+
+
+def passage(collection: str, kept: dict[str, Any], score: float) -> Passage:
+    """The passage that a payload describes."""
+    fields = {name: value for name, value in kept.items() if name != "tenant"}
+    return Passage(collection=collection, score=score, **fields)
+
+
+def stored(kept: dict[str, Any]) -> Stored:
+    """The chunk that a payload describes."""
+    chunk = Chunk(number=kept["chunk"], **{name: kept[name] for name in ("text", "start", "end", "page")})
+    return Stored(document_id=kept["document_id"], title=kept["title"], chunk=chunk)
+
+
+def best(passages: Iterable[Passage], query: Query) -> tuple[Passage, ...]:
+    """The top_k at or above min_score, best first; ties stand in the order of collection, document and chunk."""
+    good = (found for found in passages if found.score >= query.min_score)
+    ranked = sorted(good, key=lambda found: (-found.score, found.collection, found.document_id, found.chunk))
+    return tuple(ranked[: query.top_k])

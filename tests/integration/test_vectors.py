@@ -1,0 +1,280 @@
+"""Both vector stores keep one contract: the embedded Qdrant Edge, and qdrant-client, its local mode for a server."""
+
+import math
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.errors import InvalidRequest, Misconfigured, Unavailable
+from app.messages import Chunk, Index
+from app.vectors import Floats, Query, Space, Vectors
+from app.vectors_edge import EdgeVectors
+from app.vectors_remote import RemoteVectors
+from deployments.vector_store import VectorStore
+
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),  # they have in a server
+]
+
+SPACE = Space(model="compass", dimension=3)
+EAST, NORTH, UP = np.eye(3, dtype=np.float32)
+
+
+@pytest.fixture(params=["edge", "remote"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Vectors]:
+    opened = VectorStore(tmp_path) if request.param == "edge" else RemoteVectors(":memory:")
+    yield opened
+    await opened.close()
+
+
+def document(name: str, *texts: str, tenant: str = "default", collection: str = "docs") -> Index:
+    chunks = tuple(Chunk(number=n, text=text, start=10 * n, end=10 * n + 9, page=n + 1) for n, text in enumerate(texts))
+    return Index(tenant=tenant, collection=collection, document_id=name, title=f"On {name}", chunks=chunks)
+
+
+def near(
+    vector: Floats, *collections: str, tenant: str = "default", top_k: int = 5, min_score: float = 0.3, space=SPACE
+) -> Query:
+    return Query(vector, space, tenant, collections or ("docs",), top_k, min_score)
+
+
+async def keep(store: Vectors, index: Index, *vectors: Floats) -> None:
+    await store.create(index.collection, SPACE)
+    await store.upsert(index, np.stack(vectors))
+
+
+async def test_a_chunk_is_found_with_all_that_was_stored(store: Vectors):
+    """A passage carries its document, title, text, page and offsets."""
+    await keep(store, document("maps", "east of here", "north of here"), EAST, NORTH)
+    (found,) = await store.search(near(NORTH))
+    assert found.model_dump(exclude={"score"}) == {
+        "document_id": "maps", "collection": "docs", "title": "On maps", "chunk": 1,
+        "text": "north of here", "page": 2, "start": 10, "end": 19,
+    }  # fmt: skip
+    assert found.score == pytest.approx(1.0, abs=1e-6)
+
+
+async def test_the_best_come_first_and_the_rest_is_dropped(store: Vectors):
+    """Scores are cosines; below min_score, and beyond top_k over all collections together, nothing is returned."""
+    tilted = np.array([math.cos(math.pi / 3), math.sin(math.pi / 3), 0], np.float32)  # 60° from east: cosine 0.5
+    await keep(store, document("a", "tilted", "up"), tilted, UP)
+    await keep(store, document("b", "east", collection="more"), EAST)
+    found = await store.search(near(EAST, "docs", "more", "nobody-made-this"))
+    assert [(hit.text, round(hit.score, 5)) for hit in found] == [("east", 1.0), ("tilted", 0.5)]
+    assert [hit.text for hit in await store.search(near(EAST, "docs", "more", top_k=1))] == ["east"]
+    assert [hit.text for hit in await store.search(near(EAST, "docs", "more", min_score=0.6))] == ["east"]
+
+
+async def test_no_tenant_sees_another_ones_chunks(store: Vectors):
+    """Same collection, same document id, same chunk: two tenants stay apart in every verb."""
+    await keep(store, document("plan", "ours", tenant="us"), EAST)
+    await keep(store, document("plan", "theirs", "and more", tenant="them"), EAST, EAST)
+    assert [hit.text for hit in await store.search(near(EAST, tenant="us"))] == ["ours"]
+    assert await store.search(near(EAST, tenant="strangers")) == ()
+    assert (await store.count("docs", "us"), await store.count("docs", "them")) == (1, 2)
+    await store.delete("docs", "us", "plan")
+    assert [kept.chunk.text for kept in (await store.scroll("docs", "us")).chunks] == []
+    assert await store.count("docs", "them", "plan") == 2
+
+
+async def test_writing_twice_is_writing_once(store: Vectors):
+    """An upsert replaces the chunks of the same document and number."""
+    for text in ("first", "second"):
+        await keep(store, document("a", text), EAST)
+    assert [hit.text for hit in await store.search(near(EAST))] == ["second"]
+    assert await store.count("docs", "default") == 1
+
+
+async def test_a_deleted_document_leaves_nothing(store: Vectors):
+    """Neither search, scroll nor count finds it; its neighbours stay; deleting again is no error."""
+    await keep(store, document("gone", *["x"] * 40), *[EAST] * 40)
+    await keep(store, document("stays", "y"), EAST)
+    for _ in range(2):
+        await store.delete("docs", "default", "gone")
+    assert [hit.document_id for hit in await store.search(near(EAST, top_k=100))] == ["stays"]
+    assert [kept.document_id for kept in (await store.scroll("docs", "default")).chunks] == ["stays"]
+    assert await store.count("docs", "default", "gone") == 0
+
+
+async def test_a_shorter_version_drops_the_tail_of_the_longer_one(store: Vectors):
+    """delete(from_chunk=n) keeps the chunks before n."""
+    await keep(store, document("a", "0", "1", "2"), EAST, EAST, EAST)
+    await store.delete("docs", "default", "a", 1)
+    assert [hit.text for hit in await store.search(near(EAST))] == ["0"]
+
+
+async def test_scrolling_meets_every_chunk_once(store: Vectors):
+    """Pages follow each other through `after` until it is None."""
+    await keep(store, document("a", *"0123456"), *[EAST] * 7)
+    await keep(store, document("b", "other"), UP)
+    seen, after = [], None
+    while True:
+        page = await store.scroll("docs", "default", "a", after, 3)
+        seen += [kept.chunk.text for kept in page.chunks]
+        after = page.after
+        if after is None:
+            break
+    assert sorted(seen) == list("0123456")
+
+
+async def test_another_model_is_refused_with_both_names_and_sizes(store: Vectors):
+    """Vectors of two models compare as noise, so neither writing nor searching mixes them."""
+    await keep(store, document("a", "x"), EAST)
+    other = Space(model="sextant", dimension=2)
+    for attempt in (store.create("docs", other), store.search(near(np.ones(2, np.float32), space=other))):
+        with pytest.raises(InvalidRequest, match=r"'compass' with 3 .* 'sextant' with 2.* Set embedding.model back"):
+            await attempt
+    with pytest.raises(InvalidRequest, match="'compass' with 3"):  # the same size is no excuse
+        await store.create("docs", Space(model="sextant", dimension=3))
+
+
+@pytest.mark.parametrize(
+    ("vectors", "complaint"),
+    [
+        (np.ones((1, 2), np.float32), r"takes 3 dimensions .* shape \(1, 2\)"),
+        (np.ones((2, 3), np.float32), r"there are 1 chunks"),
+        (np.full((1, 3), np.nan, np.float32), "NaN"),
+    ],
+)
+async def test_vectors_that_do_not_fit_are_refused(store: Vectors, vectors: Floats, complaint: str):
+    """Before anything is written."""
+    await store.create("docs", SPACE)
+    with pytest.raises(InvalidRequest, match=complaint):
+        await store.upsert(document("a", "x"), vectors)
+    assert await store.count("docs", "default") == 0
+
+
+@pytest.mark.parametrize("name", ["", "../up", "a/b", "a" * 65, "umlaut-ä", "line\n", ".new-x"])
+async def test_names_that_could_leave_the_folder_are_refused(store: Vectors, name: str):
+    """A collection's name becomes a folder and a part of a URL."""
+    with pytest.raises(InvalidRequest, match="is no collection name"):
+        await store.create(name, SPACE)
+    with pytest.raises(InvalidRequest, match="is no collection name"):
+        await store.search(near(EAST, name))
+
+
+async def test_what_nobody_made_is_empty_and_cannot_be_written(store: Vectors):
+    """Reading an unknown collection finds nothing; only `create` makes one."""
+    assert await store.search(near(EAST)) == ()
+    assert await store.count("docs", "default") == 0
+    assert await store.scroll("docs", "default") == ((), None)
+    await store.delete("docs", "default", "a")
+    with pytest.raises(InvalidRequest, match="no collection 'docs'"):
+        await store.upsert(document("a", "x"), np.stack([EAST]))
+
+
+async def test_hostile_text_is_kept_as_it_is(store: Vectors):
+    """Payloads are data: quotes, NUL, other scripts and control characters come back unchanged."""
+    text = '\'; DROP TABLE\x00 "quoted" 漢字 🧨 \u202e \\'
+    await keep(store, document(text, text), EAST)
+    (found,) = await store.search(near(EAST))
+    assert (found.document_id, found.text) == (text, text)
+    await store.delete("docs", "default", text)
+    assert await store.search(near(EAST)) == ()
+
+
+# What only the embedded store promises
+
+
+async def test_a_reopened_store_holds_what_it_held(tmp_path: Path):
+    """Closing and opening changes nothing."""
+    for _ in range(2):
+        store = VectorStore(tmp_path)
+        await keep(store, document("a", "kept"), EAST)
+        await store.close()
+    store = VectorStore(tmp_path)
+    assert [hit.text for hit in await store.search(near(EAST))] == ["kept"]
+    await store.close()
+
+
+WRITER = """
+import sys, numpy as np
+from pathlib import Path
+from app.messages import Chunk, Index
+from app.vectors import Space
+from app.vectors_edge import EdgeVectors
+store = EdgeVectors(Path(sys.argv[1]))
+store.create("docs", Space(model="compass", dimension=3))
+number = 0
+while True:
+    chunks = tuple(Chunk(number=n, text=str(n), start=0, end=1) for n in range(10))
+    index = Index(collection="docs", document_id=str(number), title="", chunks=chunks)
+    store.upsert(index, np.tile(np.eye(3, dtype="f4")[0], (10, 1)))
+    number += 1
+    print(number, flush=True)
+"""
+
+
+def test_a_killed_process_loses_no_upsert_that_returned(tmp_path: Path):
+    """Kill -9 while it writes; the next process finds every document that was reported, whole."""
+    with subprocess.Popen([sys.executable, "-c", WRITER, tmp_path], stdout=subprocess.PIPE, text=True) as writer:
+        reported = 0
+        while reported < 50:
+            reported = int(writer.stdout.readline())
+        os.kill(writer.pid, signal.SIGKILL)
+        reported = int((writer.stdout.read().split() or [reported])[-1])
+    store = EdgeVectors(tmp_path)
+    assert [store.count("docs", "default", str(number)) for number in range(reported)] == [10] * reported
+    store.close()
+
+
+def test_two_processes_never_open_the_same_folder(tmp_path: Path):
+    """The second waits, then refuses and names the first; when the first leaves, the second gets it."""
+    first = EdgeVectors(tmp_path)
+    with pytest.raises(Misconfigured, match=f"process {os.getpid()} has used"):
+        EdgeVectors(tmp_path, lock_wait_s=0.1)
+    first.close()
+    EdgeVectors(tmp_path, lock_wait_s=0.1).close()
+
+
+def test_a_creation_cut_short_is_made_anew(tmp_path: Path):
+    """A crash within `create` leaves a folder that no one mistakes for a collection."""
+    (tmp_path / ".new-docs").mkdir()
+    store = EdgeVectors(tmp_path)
+    store.create("docs", SPACE)
+    assert store.count("docs", "default") == 0
+    store.close()
+
+
+def test_a_damaged_shard_is_reported_and_left_alone(tmp_path: Path):
+    """Unavailable, with the engine's reason; the other collections work."""
+    store = EdgeVectors(tmp_path)
+    for name in ("good", "bad"):
+        store.create(name, SPACE)
+        store.upsert(document("a", "x", collection=name), np.stack([EAST]))
+    store.close()
+    (tmp_path / "bad" / "edge_config.json").write_text("{")
+    store = EdgeVectors(tmp_path)
+    assert store.count("good", "default") == 1
+    with pytest.raises(Unavailable, match="vector store"):
+        store.count("bad", "default")
+    store.close()
+
+
+# What only the remote store promises
+
+
+async def test_a_server_that_is_away_is_unavailable():
+    """Not an empty answer, and not a traceback."""
+    store = RemoteVectors("http://127.0.0.1:9")  # nobody listens on the discard port
+    with pytest.raises(Unavailable, match=r"127\.0\.0\.1:9"):
+        await store.search(near(EAST))
+    with pytest.raises(Unavailable):
+        await store.check_health()
+    await store.close()
+
+
+async def test_a_foreign_collection_is_not_touched():
+    """A collection without our record of its model was made by somebody else."""
+    store = RemoteVectors(":memory:")
+    await store._client.create_collection("theirs", {})
+    with pytest.raises(InvalidRequest, match="was not made by MindFu"):
+        await store.create("theirs", SPACE)
+    await store.close()
