@@ -1,0 +1,115 @@
+"""Cut a document's text into chunks at headings, paragraphs, sentences or statements, with exact offsets. Pure.
+
+The boundaries are semantic-text-splitter's. It is fed windows and not the whole text, because it is quadratic in the
+length of a paragraph: a million characters on one line took 20 s at once, and take 0.5 s in windows.
+"""
+
+import importlib
+import re
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
+
+from semantic_text_splitter import CodeSplitter, MarkdownSplitter, TextSplitter
+
+if TYPE_CHECKING:
+    from app.messages import Chunk
+
+Kind = Literal[
+    "text", "markdown", "python", "javascript", "typescript", "tsx", "java", "go", "rust", "c", "cpp"
+]  # how a text is cut
+
+GRAMMARS = {  # module and function of the tree-sitter grammar
+    "python": ("tree_sitter_python", "language"),
+    "javascript": ("tree_sitter_javascript", "language"),
+    "typescript": ("tree_sitter_typescript", "language_typescript"),
+    "tsx": ("tree_sitter_typescript", "language_tsx"),
+    "java": ("tree_sitter_java", "language"),
+    "go": ("tree_sitter_go", "language"),
+    "rust": ("tree_sitter_rust", "language"),
+    "c": ("tree_sitter_c", "language"),
+    "cpp": ("tree_sitter_cpp", "language"),
+}
+WINDOW_CHUNKS = 32  # characters of a window, in chunks
+NON_SPACE = re.compile(r"\S")
+
+WRAPPED_CHARS = 40  # shorter lines are verse, tables and lists, not wrapped prose
+WRAP_TOLERANCE = 0.85  # lines of proportional type differ by so much in characters
+LIST_ITEM = re.compile(r"\s|[-*+•·–—|>#]\s?|\(?\w{1,3}[.)]\s")
+
+
+def cut(
+    text: str, *, kind: Kind = "text", chunk_chars: int = 512, overlap_chars: int = 50, page_starts: Sequence[int] = ()
+) -> "tuple[Chunk, ...]":
+    """The chunks of a text, in order; none for a text of white space.
+
+    text[chunk.start:chunk.end] == chunk.text, which has no white space at either end and at most chunk_chars
+    characters. Neighbours share at most overlap_chars. page_starts: where each page begins in the text, ascending; a
+    chunk's page is the one that it starts on.
+    """
+    from app.messages import Chunk  # here, because the reading child needs `spans` and not pydantic's 0.2 s
+
+    return tuple(
+        Chunk(
+            number=number,
+            text=text[start:end],
+            start=start,
+            end=end,
+            page=max(1, bisect_right(page_starts, start)) if page_starts else None,
+        )
+        for number, (start, end) in enumerate(
+            spans(text, kind=kind, chunk_chars=chunk_chars, overlap_chars=overlap_chars)
+        )
+    )
+
+
+def spans(text: str, *, kind: Kind, chunk_chars: int, overlap_chars: int) -> Iterator[tuple[int, int]]:
+    """Start and end of each chunk. A window ends where its last chunk but one does: the last is cut again, with more
+    text behind it.
+    """
+    splitter = _splitter(kind, chunk_chars, overlap_chars)
+    view = unwrap(text) if kind == "text" else text
+    window = WINDOW_CHUNKS * chunk_chars
+    position = 0
+    while found := NON_SPACE.search(view, position):  # a window of line ends alone takes MarkdownSplitter seconds
+        position = found.start()
+        chunks = splitter.chunk_indices(view[position : position + window])
+        more = position + window < len(view)
+        resume = position + (chunks.pop()[0] if more and len(chunks) > 1 else window)
+        for offset, chunk in chunks:
+            start, end = _strip(view, position + offset, position + offset + len(chunk))
+            if start < end:
+                yield start, end
+        position = resume
+
+
+def unwrap(text: str) -> str:
+    """The text with a space for each line end that only wraps a paragraph. Same length, so that offsets hold.
+
+    A line end wraps where the next line's first word would not have fitted, by the longest line near by.
+    """
+    lines = text.split("\n")
+    lengths = [len(line) for line in lines]
+    pieces = []
+    for number, line in enumerate(lines[:-1]):
+        following = lines[number + 1]
+        width = max(lengths[max(0, number - 3) : number + 4])
+        full = len(line) + 1 + len(following.split(" ", 1)[0]) > WRAP_TOLERANCE * width
+        wraps = full and line and following and width >= WRAPPED_CHARS and not LIST_ITEM.match(following)
+        pieces += [line, " " if wraps else "\n"]
+    return "".join([*pieces, lines[-1]])
+
+
+def _splitter(kind: Kind, chars: int, overlap: int) -> TextSplitter | MarkdownSplitter | CodeSplitter:
+    if kind == "text":
+        return TextSplitter(chars, overlap)
+    if kind == "markdown":
+        return MarkdownSplitter(chars, overlap)
+    module, language = GRAMMARS[kind]
+    return CodeSplitter(getattr(importlib.import_module(module), language)(), chars, overlap)
+
+
+def _strip(text: str, start: int, end: int) -> tuple[int, int]:
+    """Without white space at either end, as Python sees white space; the splitter keeps some."""
+    piece = text[start:end]
+    return start + len(piece) - len(piece.lstrip()), start + len(piece.rstrip())
