@@ -13,7 +13,8 @@ PARTS = st.sampled_from(
     [
         "A sentence about wheat. ", "Und noch einer über Öl! ", "漢字かな交じり文。", "👩‍👩‍👧‍👦", "e\u0301\u0302",
         "\n", "\n\n\n", "\r\n", "\t", "    ", "\u00a0", "\u2028", "# Heading\n", "- item\n", "```\n", "> ",
-        "| a | b |\n", "def f(x):\n    return x\n\n", "class A { int x; }\n", "func main() {\n", "}\n", '"', "/* ", " */", "x" * 90,
+        "| a | b |\n", "def f(x):\n    return x\n\n", "class A { int x; }\n", "func main() {\n", "}\n",
+        '"', "/* ", " */", "x" * 90,
     ]
 )  # fmt: skip
 TEXTS = st.lists(PARTS | st.text(st.characters(exclude_categories=("Cs",)), max_size=20), max_size=60).map("".join)
