@@ -53,6 +53,7 @@ def check(config: Path) -> int:
 
 def serve(config: Path) -> int:
     """Serve until interrupted. 0: stopped on request; 1: it failed to start or died; 2: bad configuration."""
+    _environment()  # first: Ray reads it when it is imported
     if check(config):
         return 2
     http = yaml.safe_load(config.read_text()).get("http_options", {})
@@ -60,7 +61,6 @@ def serve(config: Path) -> int:
     if not _is_free(host, port):
         print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
         return 2
-    _environment()
     with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(config, address) as process:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
         if not _wait_until_running(process):
