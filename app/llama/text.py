@@ -21,11 +21,13 @@ class AnswerText:
         if self.stopped or not text:
             return ""
         self._held += text
-        end = min((at for at in map(self._held.find, self._stop) if at >= 0), default=-1)
-        self.stopped = end >= 0
-        if not self.stopped:
+        found = [(at + len(stop), at) for stop in self._stop if (at := self._held.find(stop)) >= 0]
+        if found:  # the one that is complete first, so that it does not matter how tokens cut the text
+            self.stopped = True
+            sure, self._held = self._held[: min(found)[1]], ""
+        else:
             end = len(self._held) - self._unsure()
-        sure, self._held = self._held[:end], "" if self.stopped else self._held[end:]
+            sure, self._held = self._held[:end], self._held[end:]
         return sure
 
     def finish(self) -> str:

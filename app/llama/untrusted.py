@@ -71,6 +71,9 @@ class Untrusted(str):
     def __str__(self) -> str:
         return self  # str(x), which Jinja calls on everything, must not lose the class
 
+    def __repr__(self) -> str:
+        return self.alphabet.mark(repr(self.plain))  # templates print lists of arguments
+
     def __eq__(self, other: object) -> bool:
         return bool(self.plain == _plain(other))
 
@@ -113,7 +116,7 @@ def _by_text(name: str) -> Callable[..., Any]:
 for _name in (
     *("strip", "lstrip", "rstrip", "removeprefix", "removesuffix", "replace", "lower", "upper", "title", "capitalize"),
     *("split", "rsplit", "splitlines", "partition", "rpartition", "startswith", "endswith", "find", "rfind", "index"),
-    *("rindex", "count", "isdigit", "isalpha", "isalnum", "isnumeric", "isupper", "islower"),
+    *("rindex", "count", "isdigit", "isalpha", "isalnum", "isnumeric", "isupper", "islower", "isspace"),
 ):
     setattr(Untrusted, _name, _by_text(_name))
 
