@@ -1,0 +1,130 @@
+"""The Embedder deployment: queries and passages become vectors, batched while the model is busy.
+
+One worker thread runs the forward passes, so the replica's loop stays responsive. Whatever arrives during a pass is the
+next batch. Queries go first, in batches of their own (they are short: company of long passages would cost them time);
+while queries keep coming, passages still get every PATIENCE-th pass, so ingestion slows down and does not starve.
+Passages wait sorted by length within their call, because a batch costs what its longest text costs.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+
+from app.embedding import EmbeddingModel, Purpose, Tokens, mean
+from app.errors import InvalidRequest
+from app.settings import EmbeddingSettings
+from app.vectors import Floats, Space
+
+PATIENCE = 8  # passes for queries before one for waiting passages
+
+
+@dataclass(frozen=True, slots=True)
+class _Window:
+    tokens: Tokens
+    vector: asyncio.Future[Floats]
+
+
+class Embedder:
+    """One embedding model, loaded once. Its vectors are float32 of unit length."""
+
+    def __init__(self, settings: EmbeddingSettings) -> None:
+        self._settings = settings
+        self._model = EmbeddingModel(settings.model, threads=settings.threads)
+        self._thread = ThreadPoolExecutor(1, "embed")
+        self._queries: deque[_Window] = deque()
+        self._passages: deque[_Window] = deque()
+        self._query_passes = 0  # since the last pass for passages
+        self._pump: asyncio.Task[None] | None = None
+
+    async def card(self) -> tuple[str, int]:
+        """The model's name and its dimension."""
+        return self._model.space.model, self._model.space.dimension
+
+    async def space(self) -> Space:
+        """The vector space of everything that comes from here."""
+        return self._model.space
+
+    async def check_health(self) -> None:
+        """Return when the loop turns. A load that fails raises in the constructor."""
+
+    async def embed_query(self, text: str) -> Floats:
+        """What to search for, as a vector (dimension,). A long text is the mean of its windows."""
+        tokens = await asyncio.to_thread(self._model.tokens, text, "query")
+        return mean(np.stack(await self._vectors(self._queries, self._model.windows(tokens))))
+
+    async def embed_passages(self, texts: Sequence[str]) -> Floats:
+        """What can be found, as vectors (texts, dimension). A long text is the mean of its windows."""
+        split = [self._model.windows(tokens) for tokens in await self._tokenised(texts, "document")]
+        return await self._means(self._passages, split)
+
+    async def embed(self, texts: Sequence[str]) -> tuple[Floats, int]:
+        """Vectors (texts, dimension) and the tokens read, special ones counted, for an API's caller.
+
+        Raises InvalidRequest for a text that is longer than the model reads: a mean of windows is our own invention.
+        """
+        tokenised = await self._tokenised(texts, "plain")
+        sizes = [self._model.size(tokens) for tokens in tokenised]
+        for number, size in enumerate(sizes):
+            if size > self._model.max_tokens:
+                message = (
+                    f"Input {number} is {size} tokens, '{self._model.space.model}' reads at most "
+                    f"{self._model.max_tokens}. Send it in shorter pieces."
+                )
+                raise InvalidRequest(message, "input")
+        waiting = self._queries if len(texts) <= self._settings.batch_size else self._passages
+        return await self._means(waiting, [self._model.windows(tokens) for tokens in tokenised]), sum(sizes)
+
+    async def _tokenised(self, texts: Sequence[str], purpose: Purpose) -> list[Tokens]:
+        def tokenise() -> list[Tokens]:
+            return [self._model.tokens(text, purpose) for text in texts]
+
+        return await asyncio.to_thread(tokenise)
+
+    async def _means(self, waiting: deque[_Window], split: Sequence[Sequence[Tokens]]) -> Floats:
+        if not split:
+            return np.zeros((0, self._model.space.dimension), np.float32)
+        vectors = iter(await self._vectors(waiting, [window for windows in split for window in windows]))
+        return np.stack([mean(np.stack([next(vectors) for _ in windows])) for windows in split])
+
+    async def _vectors(self, waiting: deque[_Window], windows: Iterable[Tokens]) -> list[Floats]:
+        """One vector for each window. Those of a caller that left are dropped before they cost a pass."""
+        loop = asyncio.get_running_loop()
+        jobs = [_Window(tokens, loop.create_future()) for tokens in windows]
+        waiting.extend(sorted(jobs, key=lambda job: len(job.tokens)))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._work())
+        return await asyncio.gather(*(job.vector for job in jobs))
+
+    async def _work(self) -> None:
+        """Run passes until nothing waits. The first query of a quiet time waits a moment for company."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._settings.batch_wait_s)
+        while batch := self._next():
+            try:
+                vectors = await loop.run_in_executor(self._thread, self._model.forward, [job.tokens for job in batch])
+            except Exception as exc:  # noqa: BLE001 - it belongs to those who wait for it
+                for job in batch:
+                    if not job.vector.done():
+                        job.vector.set_exception(exc)
+                continue
+            for job, vector in zip(batch, vectors, strict=True):
+                if not job.vector.done():
+                    job.vector.set_result(vector)
+
+    def _next(self) -> list[_Window]:
+        """Up to batch_size windows that somebody still waits for; empty when there are none."""
+        passages_first = self._query_passes >= PATIENCE
+        for waiting in (self._passages, self._queries) if passages_first else (self._queries, self._passages):
+            batch: list[_Window] = []
+            while waiting and len(batch) < self._settings.batch_size:
+                job = waiting.popleft()
+                if not job.vector.done():
+                    batch.append(job)
+            if batch:
+                self._query_passes = self._query_passes + 1 if waiting is self._queries else 0
+                return batch
+        return []
