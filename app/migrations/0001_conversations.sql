@@ -41,7 +41,7 @@ create table turns (
     finish_reason text,
     status text not null check (status in ('complete', 'truncated', 'cancelled', 'failed')),
     error text,
-    client text not null,
+    client text,
     extras jsonb not null,
     created_at timestamptz not null,
     unique (tenant, request_id)         -- a turn that is replayed is not doubled

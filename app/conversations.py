@@ -1,0 +1,240 @@
+"""The store of conversations: forests of turns, each keeping only what it added.
+
+A request whose messages extend a recorded turn continues that turn's conversation (app.history), scoped by tenant. So
+clients that resend the whole history with every question make one conversation, and a regenerated or edited turn a
+branch of it. A request without an assistant message always opens a conversation. A conversation that the client names
+(`x-conversation-id`) wins: the turn hangs where its history fits, or becomes another root where it fits nowhere,
+because the model saw nothing of what was there. An answer that is empty (a failure, mostly) is never continued; one
+that was cut short is, by clients that send exactly that back.
+
+What the model saw can be told to the letter (`prompt_of`): where a client resends an earlier message otherwise than we
+know it (trimmed, other ids), the turn keeps that difference too.
+
+Every method raises Unavailable while PostgreSQL is away. Ids are UUIDs; one that is malformed is not found.
+"""
+
+import hashlib
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import NamedTuple
+from uuid import UUID, uuid4
+
+import asyncpg
+
+from app.errors import NotFound
+from app.history import anchors, exact_links, links, spoken
+from app.messages import Message
+from app.nul import hide, show
+from app.postgres import reaching_postgres
+from app.prompt import augment
+from app.queries import queries
+from app.turn_rows import (
+    MESSAGES,
+    RESENT,
+    columns,
+    messages_json,
+    passages,
+    path_messages,
+    recorded_turn,
+    summary,
+)
+from app.turns import Conversation, ConversationSummary, Turn, TurnStatus
+
+__all__ = ["Conversations", "Place", "Recorded", "Turn", "TurnStatus"]
+
+SQL = queries("conversations.sql")
+TITLE_CHARS = 80
+
+
+class Place(NamedTuple):
+    """Where a request belongs. parent_turn_id None: it opens a tree, in a conversation that may be new."""
+
+    conversation_id: str
+    parent_turn_id: str | None
+    new_messages: tuple[Message, ...]  # those that the parent does not know, system prompts excluded
+
+
+class Recorded(NamedTuple):
+    """Where a turn was kept. conversation_id None: in the spool, its conversation is found when it is replayed."""
+
+    turn_id: str
+    conversation_id: str | None
+
+
+class Conversations:
+    """Reads and writes the conversations of one database."""
+
+    def __init__(self, pool: asyncpg.Pool) -> None:
+        self.pool = pool
+
+    async def locate(self, tenant: str, messages: Sequence[Message], conversation_id: str | None = None) -> Place:
+        """Find what a request continues. conversation_id: the client named it; None: search all of the tenant's.
+
+        A request that continues nothing gets the id of a conversation yet to be opened. Raises NotFound for a named
+        conversation that the tenant does not have.
+        """
+        wanted = None if conversation_id is None else _uuid(conversation_id)
+        said = spoken(messages)
+        async with self._connection() as connection:
+            if wanted and not await connection.fetchval(SQL["known"], wanted, hide(tenant)):
+                raise NotFound("conversation", str(wanted))
+            parent = await _parent(connection, tenant, said, wanted)
+        if parent is None:
+            return Place(str(wanted or uuid4()), None, said)
+        return Place(str(parent["conversation_id"]), str(parent["id"]), said[parent["depth"] :])
+
+    async def record(self, turn: Turn) -> Recorded:
+        """Keep a turn, once: a turn whose request is recorded already changes nothing. Returns after the commit."""
+        async with self._connection() as connection:
+            try:
+                async with connection.transaction():
+                    conversation = await _insert(connection, turn)
+            except _AlreadyRecorded:
+                found = await connection.fetchrow(SQL["of_request"], hide(turn.tenant), hide(turn.request_id))
+                return Recorded(str(found["id"]), str(found["conversation_id"]))
+        return Recorded(turn.id, str(conversation))
+
+    async def list(self, tenant: str, *, limit: int = 100, after: str | None = None) -> tuple[ConversationSummary, ...]:
+        """The latest conversations first. after: the id that the page before ended with. Empty: there are no more."""
+        async with self._connection() as connection:
+            if after is not None and not await connection.fetchval(SQL["known"], _uuid(after), hide(tenant)):
+                raise NotFound("conversation", after)
+            rows = await connection.fetch(SQL["recent"], hide(tenant), after and _uuid(after), limit)
+        return tuple(summary(row) for row in rows)
+
+    async def get(self, tenant: str, conversation_id: str) -> Conversation:
+        """One conversation with all its turns. Raises NotFound, also for other tenants' conversations."""
+        wanted = _uuid(conversation_id)
+        async with self._connection() as connection, connection.transaction(isolation="repeatable_read"):
+            row = await connection.fetchrow(SQL["conversation"], wanted, hide(tenant))
+            if row is None:
+                raise NotFound("conversation", conversation_id)
+            turns = await connection.fetch(SQL["turns"], wanted)
+        return Conversation(
+            id=str(row["id"]),
+            title=show(row["title"]),
+            created_at=row["created_at"],
+            updated_at=row["updated_at"],
+            turns=tuple(recorded_turn(turn) for turn in turns),
+        )
+
+    async def delete(self, tenant: str, conversation_id: str) -> None:
+        """Forget a conversation, its turns, and the system prompts that nothing else has. Raises NotFound."""
+        wanted = _uuid(conversation_id)
+        async with self._connection() as connection, connection.transaction():
+            await connection.execute(SQL["lock_texts"])
+            texts = [row["sha256"] for row in await connection.fetch(SQL["texts_of"], wanted)]
+            if await connection.fetchval(SQL["delete"], wanted, hide(tenant)) is None:
+                raise NotFound("conversation", conversation_id)
+            await connection.execute(SQL["sweep_texts"], texts)
+
+    async def prompt_of(self, tenant: str, turn_id: str) -> tuple[Message, ...]:
+        """The messages that the model saw for a turn, system prompts and passages included. Raises NotFound."""
+        wanted = _uuid(turn_id, "turn")
+        async with self._connection() as connection, connection.transaction(isolation="repeatable_read"):
+            path = await connection.fetch(SQL["path"], wanted, hide(tenant))
+            system_prompts = await connection.fetch(SQL["system_prompts"], wanted)
+        if not path:
+            raise NotFound("turn", turn_id)
+        messages = list(path_messages(path)[:-1])  # without the answer
+        for row in system_prompts:
+            prompt = Message(role="system", content=show(row["text"]), name=row["name"] and show(row["name"]))
+            messages.insert(row["position"], prompt)
+        return augment(messages, passages(path[-1]), path[-1]["placement"])
+
+    @asynccontextmanager
+    async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
+        with reaching_postgres():
+            async with self.pool.acquire() as connection:
+                yield connection
+
+
+class _AlreadyRecorded(Exception):
+    """Rolls the transaction of a replayed turn back."""
+
+
+def _uuid(text: str, kind: str = "conversation") -> UUID:
+    found = _uuid_or_none(text)
+    if found is None:
+        raise NotFound(kind, text)
+    return found
+
+
+def _uuid_or_none(text: str) -> UUID | None:
+    try:
+        return UUID(text)
+    except ValueError:
+        return None
+
+
+async def _parent(
+    connection: asyncpg.Connection, tenant: str, said: Sequence[Message], within: UUID | None
+) -> asyncpg.Record | None:
+    """The turn that recorded the longest beginning of a request. said: no system prompts."""
+    ends = anchors(said, links(tenant, said))
+    if not ends:
+        return None
+    return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within)
+
+
+async def _insert(connection: asyncpg.Connection, turn: Turn) -> UUID:
+    """Find the place of a turn and keep it there, inside the caller's transaction. Returns the conversation."""
+    prompts = await _keep_texts(connection, turn.messages)  # first, in the order of locks that `delete` takes
+    said = spoken(turn.messages)
+    named = None if turn.conversation_id is None else _uuid_or_none(turn.conversation_id)
+    within = named if named and await connection.fetchval(SQL["known"], named, hide(turn.tenant)) else None
+    parent = await _parent(connection, turn.tenant, said, within)
+    conversation = parent["conversation_id"] if parent else within or named or uuid4()
+    if not await _open(connection, conversation, turn):
+        conversation = uuid4()  # the one that was named is another tenant's
+        await _open(connection, conversation, turn)
+    history = (*said, turn.answer)
+    empty = not turn.answer.content.strip() and not turn.answer.tool_calls
+    place = (
+        UUID(turn.id),
+        conversation,
+        parent and parent["id"],
+        hide(turn.tenant),
+        hide(turn.request_id),
+        None if empty else links(turn.tenant, history)[-1],
+        exact_links(history)[-1],
+        len(history),
+    )
+    messages = said[parent["depth"] :] if parent else said
+    resent = await _resent(connection, turn.tenant, said, parent) if parent else {}
+    added = messages_json(MESSAGES, messages), messages_json(RESENT, resent)
+    if await connection.fetchval(SQL["insert_turn"], *place, *added, *columns(turn)) is None:
+        raise _AlreadyRecorded
+    await connection.execute(SQL["insert_system_prompts"], UUID(turn.id), *prompts)
+    return conversation
+
+
+async def _open(connection: asyncpg.Connection, conversation: UUID, turn: Turn) -> bool:
+    first = next((message.content for message in turn.messages if message.role == "user"), "")
+    title = " ".join(first[: 8 * TITLE_CHARS].split())[:TITLE_CHARS]
+    row = (conversation, hide(turn.tenant), hide(title), turn.created_at)
+    return await connection.fetchval(SQL["open"], *row) is not None
+
+
+async def _resent(
+    connection: asyncpg.Connection, tenant: str, said: Sequence[Message], parent: asyncpg.Record
+) -> dict[int, Message]:
+    """What the client sent otherwise than the parent knows it. Reads the history only where something differs."""
+    depth = parent["depth"]
+    if exact_links(said[:depth])[-1] == parent["exact"]:
+        return {}
+    known = path_messages(await connection.fetch(SQL["path"], parent["id"], hide(tenant)))
+    pairs = enumerate(zip(said[:depth], known, strict=True))
+    return {index: sent for index, (sent, kept) in pairs if sent != kept}
+
+
+async def _keep_texts(
+    connection: asyncpg.Connection, messages: Sequence[Message]
+) -> tuple[list[int], list[str | None], list[bytes]]:
+    """Store the system prompts of a request. Returns their positions, names and hashes."""
+    prompts = [(index, message) for index, message in enumerate(messages) if message.role == "system"]
+    texts = [hide(message.content) for _, message in prompts]
+    hashes = [hashlib.sha256(text.encode()).digest() for text in texts]
+    if prompts:
+        await connection.execute(SQL["insert_texts"], hashes, texts)
+    return [index for index, _ in prompts], [message.name and hide(message.name) for _, message in prompts], hashes
