@@ -54,8 +54,10 @@ def vocabulary(fillers: int = 0) -> tuple[list[str], list[int]]:
     return [*plain, *CONTROLS, *USER_DEFINED], [int(kind) for kind in types]
 
 
-def random_model(path: Path, shape: Shape = TINY, *, seed: int = 0, template: str | None = CHATML) -> Path:
-    """Random weights in Q8_0. Generated text is mostly no valid UTF-8."""
+def random_model(
+    path: Path, shape: Shape = TINY, *, seed: int = 0, template: str | None = CHATML, quantized: bool = True
+) -> Path:
+    """Random weights, in Q8_0 or as they are. Generated text is mostly no valid UTF-8."""
     rng = np.random.default_rng(seed)
     size = len(vocabulary(shape.fillers)[0])
 
@@ -63,9 +65,9 @@ def random_model(path: Path, shape: Shape = TINY, *, seed: int = 0, template: st
         return rng.standard_normal((rows, columns), np.float32) * np.float32(scale / np.sqrt(columns))
 
     writer = _writer(path, shape, template)
-    _add(writer, "token_embd.weight", weights(size, shape.embedding, 8.0))
-    _add(writer, "output.weight", weights(size, shape.embedding, 8.0))
-    _add_layers(writer, shape, weights)
+    _add(writer, "token_embd.weight", weights(size, shape.embedding, 8.0), quantized)
+    _add(writer, "output.weight", weights(size, shape.embedding, 8.0), quantized)
+    _add_layers(writer, shape, weights, quantized)
     return _written(writer, path)
 
 
@@ -84,7 +86,7 @@ def chain_model(path: Path, said: Sequence[int], *, template: str | None = CHATM
     writer = _writer(path, shape, template)
     _add(writer, "token_embd.weight", np.eye(len(tokens), shape.embedding, dtype=np.float32), quantized=False)
     _add(writer, "output.weight", output, quantized=False)
-    _add_layers(writer, shape, lambda rows, columns: np.zeros((rows, columns), np.float32))
+    _add_layers(writer, shape, lambda rows, columns: np.zeros((rows, columns), np.float32), quantized=True)
     return _written(writer, path)
 
 
@@ -114,7 +116,7 @@ def _writer(path: Path, shape: Shape, template: str | None) -> gguf.GGUFWriter:
     return writer
 
 
-def _add_layers(writer: gguf.GGUFWriter, shape: Shape, weights) -> None:
+def _add_layers(writer: gguf.GGUFWriter, shape: Shape, weights, quantized: bool) -> None:
     width, kv = shape.embedding, shape.embedding // shape.heads * shape.kv_heads
     ones = np.ones(width, np.float32)
     for layer in range(shape.layers):
@@ -125,11 +127,11 @@ def _add_layers(writer: gguf.GGUFWriter, shape: Shape, weights) -> None:
             *(("ffn_gate", shape.feed_forward, width), ("ffn_up", shape.feed_forward, width)),
             ("ffn_down", width, shape.feed_forward),
         ):
-            _add(writer, f"blk.{layer}.{name}.weight", weights(rows, columns))
+            _add(writer, f"blk.{layer}.{name}.weight", weights(rows, columns), quantized)
     writer.add_tensor("output_norm.weight", ones)
 
 
-def _add(writer: gguf.GGUFWriter, name: str, weights: NDArray[np.float32], *, quantized: bool = True) -> None:
+def _add(writer: gguf.GGUFWriter, name: str, weights: NDArray[np.float32], quantized: bool) -> None:
     kind = gguf.GGMLQuantizationType.Q8_0
     if quantized:
         writer.add_tensor(name, gguf.quants.quantize(weights, kind), raw_dtype=kind)

@@ -18,7 +18,7 @@ from app.errors import Misconfigured
 
 Tokens = NDArray[np.int32]
 log = logging.getLogger(__name__)
-ERROR = 3  # GGML_LOG_LEVEL_ERROR
+ERROR = 4  # GGML_LOG_LEVEL_ERROR
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"
 
 
