@@ -1,0 +1,140 @@
+"""What the demo model is taught by: the answer's tokens, and, early on, where to look.
+
+Copying a sentence out of a long prompt takes circuits that form slowly from the answer alone. So a few heads are told
+where to attend (the token before; the token to copy; the sentence's end; from there its start), and a probe that is
+thrown away later asks, at each sentence's end, whether this is the sentence. The help fades out during training.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from train.demo_examples import Encoded
+from train.model import Llama
+
+FIRST_TOKENS = 3  # of an answer: they choose between quoting and declining, and the sentence
+FIRST_WEIGHT = 3.0
+TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1  # of the prompt's tokens, learnt as plain text
+PROBE_LAYER = 2
+PREVIOUS = ((0, 0, 1), (0, 1, 2))  # (layer, head, how many tokens back)
+START_HEAD = (2, 3)  # (layer, head): from a sentence's end to its start
+CHOICE_HEADS = ((3, 2), (4, 2))  # from the answer's first tokens to the end of the quoted sentence
+COPY_HEADS = ((3, 0), (3, 1), (4, 0), (4, 1))  # from an answer's token to the one to copy
+
+
+class Pairs(NamedTuple):
+    """Where to look: row, position that looks, position looked at; each [n]."""
+
+    row: Tensor
+    looks: Tensor
+    at: Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Examples padded to one length, all [rows, length]. weights: of predicting the next token.
+
+    answers: where the next token is the answer's. quoted: for each of `starts`, 1 where that one is to be quoted.
+    """
+
+    tokens: Tensor
+    weights: Tensor
+    answers: Tensor
+    copies: Pairs
+    choices: Pairs
+    starts: Pairs
+    quoted: Tensor
+
+
+class Loss(NamedTuple):
+    """total: to descend; the rest: for the log. right: of each row, whether greedy text would be the answer."""
+
+    total: Tensor
+    answer: float
+    attention: float
+    probe: float
+    right: Tensor
+
+
+def _pairs(triples: Sequence[tuple[int, int, int]]) -> Pairs:
+    return Pairs(*torch.tensor(triples, dtype=torch.long).reshape(-1, 3).unbind(1))
+
+
+def collate(examples: Sequence[Encoded]) -> Batch:
+    """Pad on the right: what follows an answer cannot be seen from it."""
+    length = max(len(example.tokens) for example in examples)
+    tokens = torch.zeros(len(examples), length, dtype=torch.long)
+    weights = torch.zeros(len(examples), length)
+    copies, choices, starts, quoted = [], [], [], []
+    for row, example in enumerate(examples):
+        size = len(example.tokens)
+        tokens[row, :size] = torch.tensor(example.tokens)
+        weights[row, example.answer : size - 1] = 1.0
+        weights[row, example.answer : example.answer + FIRST_TOKENS] = FIRST_WEIGHT
+        copies += [(row, looks, at) for looks, at in example.pointers[1:]]
+        for start, end, is_quoted in example.sentences:
+            starts.append((row, end, start))
+            quoted.append(is_quoted)
+            if is_quoted:
+                choices += [(row, example.answer + step, end) for step in range(FIRST_TOKENS)]
+    answers = weights > 0
+    return Batch(
+        tokens,
+        weights,
+        answers,
+        _pairs(copies),
+        _pairs(choices),
+        _pairs(starts),
+        torch.tensor(quoted, dtype=torch.float32),
+    )
+
+
+def looking(queries: Tensor, keys: Tensor, pairs: Pairs) -> Tensor:
+    """How unlikely one head is to attend where it should, mean over pairs. queries, keys: [rows, length, head]."""
+    if not len(pairs.row):
+        return torch.zeros(())
+    scores = torch.einsum("nh,nth->nt", queries[pairs.row, pairs.looks], keys[pairs.row]) / keys.shape[-1] ** 0.5
+    future = torch.arange(keys.shape[1]) > pairs.looks[:, None]
+    return functional.cross_entropy(scores.masked_fill(future, -torch.inf), pairs.at)
+
+
+def loss(network: Llama, probe: nn.Linear, batch: Batch, *, help_weight: float) -> Loss:
+    """help_weight: of the attention and probe terms, 0 switches them off. Some prompt tokens join, drawn by torch."""
+    trace = network.trace(batch.tokens[:, :-1])
+    nexts = batch.tokens[:, 1:]
+    text = (torch.rand(nexts.shape) < TEXT_SHARE) & (nexts > 0) & ~batch.answers[:, :-1]
+    weights = torch.where(text, TEXT_WEIGHT, batch.weights[:, :-1])
+    chosen = weights > 0
+    logits = network.logits(trace.hidden[chosen])
+    losses = functional.cross_entropy(logits, nexts[chosen], reduction="none")
+    answer = (losses * weights[chosen]).sum() / weights[chosen].sum()
+    wrong = torch.zeros_like(chosen)
+    wrong[chosen] = logits.detach().argmax(-1) != nexts[chosen]
+    right = ~(wrong & batch.answers[:, :-1]).any(1)
+    attention = answered = torch.zeros(())
+    if help_weight > 0:
+        attention = _attention(trace.queries, trace.keys, batch)
+        if len(batch.quoted):
+            ends = probe(trace.states[PROBE_LAYER][batch.starts.row, batch.starts.looks]).squeeze(-1)
+            answered = functional.binary_cross_entropy_with_logits(ends, batch.quoted, pos_weight=torch.tensor(4.0))
+    total = answer + help_weight * (0.25 * attention + 0.5 * answered)
+    return Loss(total, float(answer.detach()), float(attention.detach()), float(answered.detach()), right)
+
+
+def _attention(queries: list[Tensor], keys: list[Tensor], batch: Batch) -> Tensor:
+    rows, length = batch.tokens.shape
+    row = torch.randint(rows, (64,))
+    place = torch.randint(4, length - 1, (64,))
+    terms = [
+        looking(queries[layer][:, head], keys[layer][:, head], Pairs(row, place, place - back))
+        for layer, head, back in PREVIOUS
+    ]
+    terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.copies) for layer, head in COPY_HEADS]
+    terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.choices) for layer, head in CHOICE_HEADS]
+    layer, head = START_HEAD
+    terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.starts))
+    return torch.stack(terms).mean()
