@@ -8,6 +8,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 UV := $(BIN)/uv
 TORCH := torch==2.13.0
+LLAMA := llama-cpp-python==0.3.36
 
 # Where pip is told to look for wheels, uv looks too.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -56,10 +57,16 @@ $(VENV)/torch: $(UV)
 	@$(UV) pip install --quiet $(if $(UV_FIND_LINKS),,--torch-backend=auto) $(TORCH)
 	@touch $@
 
-SYNC = $(UV) sync --quiet --frozen --inexact --no-install-package torch
+# By pip, whose cache keeps the wheel it built: the next virtual environment takes it from there.
+$(VENV)/llama: $(VENV)/torch
+	@echo "== installing $(LLAMA) (the first time, llama.cpp is compiled for this CPU: about 8 CPU-minutes)"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLAMA)
+	@touch $@
 
-$(VENV)/serving: $(VENV)/torch pyproject.toml uv.lock
-	@echo "== installing MindFu (the first time, llama.cpp is compiled for this CPU: about 8 CPU-minutes)"
+SYNC = $(UV) sync --quiet --frozen --inexact --no-install-package torch --no-install-package llama-cpp-python
+
+$(VENV)/serving: $(VENV)/llama pyproject.toml uv.lock
+	@echo "== installing MindFu"
 	@$(SYNC) --no-dev
 	@touch $@
 
