@@ -70,6 +70,7 @@ class DocumentSettings(Strict):
     max_bytes: int = Field(32 * 2**20, ge=1)
     max_pages: int = Field(2000, ge=1)
     max_text_chars: int = Field(8_000_000, ge=1)
+    readers: int = Field(2, ge=1, le=64)  # files read at the same time; the others wait
     read_timeout_s: float = Field(60.0, gt=0)
     read_memory_bytes: int = Field(2 * 2**30, ge=2**28)
 
