@@ -42,6 +42,24 @@ TEMPLATE = """\
 """
 
 
+TOOLS = """\
+# Tools
+
+Call one of these functions when it fits.
+<tools>
+{tools}
+</tools>
+A call looks like this: <tool_call>
+{{"name": <name>, "arguments": <object>}}
+</tool_call>"""
+
+
+def offer(definitions: Sequence[str], system: str = "") -> str:
+    """The system prompt that offers tools, as the template writes it. definitions: JSON texts."""
+    block = TOOLS.format(tools="\n".join(definitions))
+    return f"{system}\n\n{block}" if system else block
+
+
 class Turn(NamedTuple):
     """One message: who and what."""
 

@@ -8,14 +8,14 @@ import random
 import re
 from bisect import bisect_right
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
 from tokenizers import Tokenizer
 
 from app import prompt
 from app.messages import Message, Passage
-from train import chat, demo_handbook, demo_questions
+from train import chat, demo_handbook, demo_questions, demo_tools
 from train.demo_text import Document, Span, document
 from train.demo_words import LISTS
 
@@ -38,6 +38,7 @@ SMALLTALK = (
     ("You are welcome.", LISTS["thanks"]),
     ("Goodbye!", LISTS["farewell"]),
 )
+TOOL_SHARE = 0.1  # of the examples at level 1; with those between sources, this much of the prompts offer tools
 SYSTEMS = (
     "You are a helpful assistant.",
     "Answer briefly.",
@@ -131,9 +132,43 @@ class Writer:
             if made is not None:
                 return made
 
+    def of_kind(self, number: int, kind: str) -> Example:
+        """An example for evaluation, of one kind that `grounded` does not make."""
+        rng = random.Random(f"{self.seed}:{number}:{kind}")
+        while True:
+            if kind == "follow-up":
+                made = self._sourced(rng, "handbook", count=2, level=1.0, answerable=True)
+                if made is not None:
+                    return replace(made, turns=(*self._earlier(rng),), kind=kind)
+            else:
+                drawn = self._tools(rng) if "tool call" in kind else self._smalltalk(rng)
+                if drawn is not None and drawn.kind == kind:
+                    return drawn
+
+    def _tools(self, rng: random.Random) -> Example | None:
+        """Tools on offer: one fits, or none does and the answer is what it would be without them."""
+        calls = [demo_tools.call(rng, held_out=self.held_out) for _ in range(rng.randint(1, 4))]
+        by_name = {found.tool.name: found for found in calls}
+        definitions = [found.tool.definition for found in by_name.values()]
+        system = chat.Turn("system", chat.offer(definitions, _system(rng) if rng.random() < 0.3 else ""))
+        kind = rng.random()
+        if kind < 0.6:
+            asked = rng.choice(list(by_name.values()))
+            return Example((system,), asked.request, (), None, asked.text, "tool call")
+        if kind < 0.8:
+            made = self._sourced(rng, "handbook", count=rng.randint(1, 3), level=0.7, answerable=rng.random() < 0.8)
+        elif kind < 0.9:
+            made = self._smalltalk(rng)
+        else:
+            other = demo_tools.call(rng, held_out=self.held_out)
+            made = None if other.tool.name in by_name else Example((), other.request, (), None, NO_SOURCES, "")
+        return made and replace(made, turns=(system,), kind="no tool call")
+
     def _draw(self, rng: random.Random, level: float) -> Example | None:
         if rng.random() < 0.05:
             return self._smalltalk(rng)
+        if rng.random() < TOOL_SHARE * level:
+            return self._tools(rng)
         weights = {"noise": 0.45 - 0.37 * level, "handbook": 0.45 - 0.08 * level, "docs": 0.1 + 0.45 * level}
         source = rng.choices(list(weights), list(weights.values()))[0]
         most = 1 + round(4 * level)

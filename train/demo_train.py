@@ -31,7 +31,7 @@ from train.muon import Muon
 SEED = 20261121
 POOL = 384  # examples drawn at once, so that those of one length share a batch
 BATCH_TOKENS = 1400  # padded; what stays in the processor's cache is nearly twice as fast as a large batch
-BATCHES = (2, 4)  # to an update: at level 0, at level 1
+BATCHES = (1, 3)  # to an update: at level 0, at level 1
 WARMUP = 40  # updates
 DECAY_FROM, FINAL = 0.65, 0.03  # share of the hours after which the rate falls, and what is left of it
 HELP_UNTIL = 0.5  # share of the hours

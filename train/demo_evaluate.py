@@ -1,0 +1,131 @@
+"""Stage 4 of the demo model: score the GGUF as it is served, by llama.cpp at temperature 0.
+
+    python -m train.demo_evaluate --out .mindfu/demo --gguf app/demo/mindfu-demo.gguf
+
+Asks held-out wordings about held-out documents. Prints a table and writes scores.json. "exact" is word for word: the
+right sentence, its mark, and nothing after it.
+"""
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+import llama_cpp
+import torch
+from tokenizers import Tokenizer
+
+from train import chat, gguf_export, tokenizer
+from train.demo_examples import Example, Writer
+from train.demo_export import SHIPPED, trained
+from train.demo_train import writers
+from train.model import Llama
+
+SEED = 5  # of the questions; another one than training's
+MOST_TOKENS = 160  # an answer that is longer did not stop
+
+
+class Answer(NamedTuple):
+    """What the model said. stopped: by itself."""
+
+    tokens: list[int]
+    text: str
+    stopped: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """The GGUF in llama.cpp."""
+
+    engine: llama_cpp.Llama
+    tokenizer: Tokenizer
+
+    @classmethod
+    def load(cls, path: Path) -> "Served":
+        loaded = gguf_export.read(path)
+        engine = llama_cpp.Llama(str(path), n_ctx=loaded.shape.window, n_threads=1, n_threads_batch=1, verbose=False)
+        return cls(engine, loaded.tokenizer)
+
+    def prompt(self, turns: Sequence[chat.Turn]) -> list[int]:
+        """The tokens that the model answers to."""
+        return [*chat.render(self.tokenizer, turns).tokens, *chat.opening(self.tokenizer)]
+
+    def answer(self, prompt: list[int]) -> Answer:
+        """Greedy text."""
+        end = tokenizer.number(self.tokenizer, tokenizer.TURN_END)
+        said: list[int] = []
+        for token in self.engine.generate(prompt, temp=0.0, repeat_penalty=1.0):
+            if token == end or len(said) == MOST_TOKENS:
+                return Answer(said, tokenizer.decode(self.tokenizer, said), token == end)
+            said.append(token)
+        raise AssertionError
+
+
+@torch.no_grad()
+def agrees(network: Llama, prompt: list[int], said: list[int], end: int) -> bool:
+    """Whether PyTorch's greedy text would be the same: its best token after every prefix is the one that was said."""
+    tokens = torch.tensor([[*prompt, *said, end]])
+    best = network.logits(network.trace(tokens[:, :-1]).hidden[:, len(prompt) - 1 :]).argmax(-1)
+    return bool((best == tokens[:, len(prompt) :]).all())
+
+
+def questions(writer: Writer, count: int) -> Iterator[tuple[str, Example]]:
+    """(name of the set, example), so many of each set."""
+    for source in ("docs", "handbook"):
+        for passages in (1, 2, 4):
+            for number in range(count):
+                yield (
+                    f"{source}, {passages} passages",
+                    writer.grounded(number, source=source, passages=passages, answerable=True),
+                )
+        for number in range(count):
+            yield (
+                f"{source}, no answer in 4 passages",
+                writer.grounded(number, source=source, passages=4, answerable=False),
+            )
+    for kind in ("follow-up", "smalltalk", "no sources", "tool call", "no tool call"):
+        for number in range(count // 2):
+            yield kind, writer.of_kind(number, kind)
+
+
+def main(out: Path, path: Path, count: int) -> None:
+    """Ask, compare, print."""
+    torch.set_num_threads(1)
+    served, network = Served.load(path), trained(path)
+    end = tokenizer.number(served.tokenizer, tokenizer.TURN_END)
+    _, held_out = writers(out, seed=SEED)
+    tally: dict[str, list[tuple[bool, bool, bool]]] = {}
+    wrong = []
+    for name, example in questions(held_out, count):
+        turns = example.chat()
+        prompt = served.prompt(turns[:-1])
+        said = served.answer(prompt)
+        exact = said.stopped and said.text == example.answer
+        same = agrees(network, prompt, said.tokens, end) if said.stopped else False
+        tally.setdefault(name, []).append((exact, said.stopped, same))
+        if not exact:
+            wrong.append({"set": name, "question": example.question, "expected": example.answer, "said": said.text})
+    table = {
+        name: {
+            "questions": len(rows),
+            "exact": round(sum(row[0] for row in rows) / len(rows), 3),
+            "stopped": round(sum(row[1] for row in rows) / len(rows), 3),
+            "as PyTorch": round(sum(row[2] for row in rows) / max(1, sum(row[1] for row in rows)), 3),
+        }
+        for name, rows in tally.items()
+    }
+    print("| questions | asked | exact | stopped | as PyTorch |\n|---|---|---|---|---|")
+    for name, row in table.items():
+        print(f"| {name} | " + " | ".join(str(value) for value in row.values()) + " |")
+    (out / "scores.json").write_text(json.dumps({"scores": table, "wrong": wrong}, indent=1, ensure_ascii=False) + "\n")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--out", type=Path, default=Path(".mindfu/demo"))
+    parser.add_argument("--gguf", type=Path, default=SHIPPED)
+    parser.add_argument("--count", type=int, default=100, help="questions to a set")
+    options = parser.parse_args()
+    main(options.out, options.gguf, options.count)

@@ -1,0 +1,99 @@
+"""Made-up tools for the demo model, with requests that one of them plainly fits.
+
+Most are a verb and an object drawn anew, so that the model learns to read the offer and not a list of names.
+"""
+
+import json
+import random
+from typing import NamedTuple
+
+from train.demo_handbook import SLOTS
+from train.demo_words import LISTS, TOOLS
+
+
+class Tool(NamedTuple):
+    """What is offered: the function's definition as JSON text, as clients send it."""
+
+    name: str
+    definition: str
+
+
+class Call(NamedTuple):
+    """A tool, a request for it, and the call that answers the request."""
+
+    tool: Tool
+    request: str
+    text: str
+
+
+class _Argument(NamedTuple):
+    """A parameter as requests word it. wordings: the last is held out."""
+
+    slot: str
+    kind: str
+    names: tuple[str, ...]
+    wordings: tuple[str, ...]
+
+
+ARGUMENTS = (
+    _Argument("city", "string", ("city", "location", "place"), (" in {}", " at {}", " located in {}")),
+    _Argument("person", "string", ("name", "person", "user"), (" for {}", " of {}", " belonging to {}")),
+    _Argument("number", "integer", ("count", "limit", "minutes"), (" with {}", " up to {}", ", namely {}")),
+    _Argument("date", "string", ("date", "day", "when"), (" on {}", " from {}", " dated {}")),
+    _Argument("code", "string", ("id", "code", "number"), (" with id {}", " number {}", " with the code {}")),
+    _Argument("company", "string", ("company", "customer", "account"), (" of {}", " for {}", " at the company {}")),
+)
+PLEASE = ("{}", "{}", "Please {}", "Can you {}?", "I want to {}.", "Could you {}, please?")
+PLEASE_HELD_OUT = ("I need you to {}.", "Would you {}?")
+
+
+def definition(name: str, description: str, parameters: dict[str, tuple[str, str]]) -> Tool:
+    """parameters: name → (JSON type, description). All are required."""
+    properties = {key: {"type": kind, "description": words} for key, (kind, words) in parameters.items()}
+    schema = {"type": "object", "properties": properties, "required": list(parameters)}
+    function = {"name": name, "description": description, "parameters": schema}
+    return Tool(name, json.dumps({"type": "function", "function": function}, ensure_ascii=False))
+
+
+def call(rng: random.Random, *, held_out: bool) -> Call:
+    """A tool, a request that it fits, and the call."""
+    return _known(rng, held_out=held_out) if rng.random() < 0.4 else _coined(rng, held_out=held_out)
+
+
+def text(name: str, arguments: dict[str, object]) -> str:
+    """A call in the Hermes format."""
+    body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
+    return f"<tool_call>\n{body}\n</tool_call>"
+
+
+def _known(rng: random.Random, *, held_out: bool) -> Call:
+    tool = rng.choice(TOOLS)
+    arguments: dict[str, object] = {}
+    words = {}
+    for key, slot in tool["parameters"].items():
+        words[key] = SLOTS[slot](rng)
+        arguments[key] = int(words[key]) if slot == "number" else words[key]
+    wordings = tool["requests"][-1:] if held_out else tool["requests"][:-1]
+    kinds = {
+        key: ("integer" if slot == "number" else "string", f"The {key}.") for key, slot in tool["parameters"].items()
+    }
+    request: str = rng.choice(wordings).format(**words)
+    return Call(definition(tool["name"], tool["description"], kinds), request, text(tool["name"], arguments))
+
+
+def _coined(rng: random.Random, *, held_out: bool) -> Call:
+    verb = rng.choice(LISTS["tool_verbs"])
+    thing = rng.choice(LISTS["object"] + LISTS["system"] + LISTS["document"] + LISTS["event"])
+    name = f"{verb} {thing}".replace("-", " ").replace(" ", "_")
+    if rng.random() < 0.2:
+        name = "".join(word.capitalize() if index else word for index, word in enumerate(name.split("_")))
+    chosen = rng.sample(ARGUMENTS, rng.choice([0, 1, 1, 1, 2]))
+    asked, arguments, kinds = f"{verb} the {thing}", {}, {}
+    for argument in chosen:
+        key, value = rng.choice(argument.names), SLOTS[argument.slot](rng)
+        asked += rng.choice(argument.wordings[-1:] if held_out else argument.wordings[:-1]).format(value)
+        arguments[key] = int(value) if argument.kind == "integer" else value
+        kinds[key] = (argument.kind, rng.choice([f"The {key}.", f"{key.capitalize()} of the {thing}", ""]))
+    request = rng.choice(PLEASE_HELD_OUT if held_out else PLEASE).format(asked)
+    described = rng.choice([f"{verb.capitalize()} a {thing}.", f"{verb.capitalize()} the {thing}", f"{verb} {thing}"])
+    return Call(definition(name, described, kinds), request[0].upper() + request[1:], text(name, arguments))
