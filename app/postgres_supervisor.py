@@ -120,8 +120,8 @@ class Supervisor:
         if self.home.postmaster() is None:
             as_user = await self._prepare()
             (self.home.data / "postmaster.pid").unlink(missing_ok=True)  # stale, as just seen
+            say("starting PostgreSQL")
             server = await self._spawn(as_user)
-            say(f"started PostgreSQL, process {server.pid}")
         else:
             server = None
             say(f"adopted PostgreSQL, process {self.home.postmaster()}")
@@ -218,13 +218,14 @@ class Supervisor:
 
 
 def reason(log: Path) -> str:
-    """Why PostgreSQL ended, in its own words: its last complaint, else its last line."""
+    """Why PostgreSQL ended, in its own words: its last complaint since we spoke last, else its last line."""
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - 4096))
         lines = file.read().decode(errors="replace").strip().splitlines()
-    said = [line.strip() for line in lines if not line.startswith("supervisor [")]
+    ours = [number for number, line in enumerate(lines) if line.startswith("supervisor [")]
+    said = lines[ours[-1] + 1 if ours else 0 :]
     complaints = [line for line in said if "FATAL" in line or "error:" in line]
-    return f"{(complaints or said or ['nothing'])[-1]} ({log})"
+    return f"{(complaints or said or ['without a word'])[-1].strip()} ({log})"
 
 
 def say(message: str) -> None:

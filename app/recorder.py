@@ -27,7 +27,7 @@ DIRECT_S = 2.0  # how long a request waits for PostgreSQL
 REPLAY_S = 30.0  # how long the replay of one turn may take
 STATE_S = 1.0  # how long a health check waits
 LOOK_S = 5.0  # a process that died may have left turns behind
-BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
+BACKOFF_S = (0.1, 0.2, 0.5, 1.0, 2.0)
 CLOSE_S = 5.0  # then open connections are cut
 
 # What is wrong with the turn itself and will not change. All else is tried again, and blocks the turns behind it.

@@ -46,6 +46,30 @@ def supervisor(home: PostgresHome) -> int:
     return int(lines[-1].split("[")[1].split("]")[0])
 
 
+def copied(home: Path, to: Path) -> Path:
+    """A copy of a home whose server does not run. Sockets cannot be copied."""
+    shutil.copytree(home, to, ignore=shutil.ignore_patterns("run"))
+    return to
+
+
+@pytest.fixture(scope="session")
+def stopped_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A home whose data were made, and whose server has stopped."""
+
+    async def make(home: Path) -> Path:
+        await (await open_pool(None, home)).close()
+        await until(lambda: PostgresHome(home).postmaster() is None)
+        return home
+
+    return asyncio.run(make(tmp_path_factory.mktemp("stopped")))
+
+
+@pytest.fixture
+def home(stopped_home: Path, tmp_path: Path) -> Path:
+    """A home of the test's own, without the wait for a first start."""
+    return copied(stopped_home, tmp_path / "home")
+
+
 async def start_user(home: Path) -> asyncio.subprocess.Process:
     """Another process with a pool, which has made its first query."""
     script = (sys.executable, "-c", USER_SCRIPT, str(home))
@@ -55,44 +79,31 @@ async def start_user(home: Path) -> asyncio.subprocess.Process:
     return user
 
 
-async def test_the_server_runs_while_anybody_uses_it_and_stops_cleanly_after_the_last(tmp_path: Path) -> None:
-    """Five processes start together, all are killed but one, the server stays; it stops when that one has left."""
-    home = PostgresHome(tmp_path)
-    users = await asyncio.gather(*(start_user(tmp_path) for _ in range(5)))
-    server = home.postmaster()
+async def test_the_server_runs_while_anybody_uses_it_and_stops_cleanly_after_the_last(home: Path) -> None:
+    """Four processes start together and are killed, a fifth comes meanwhile: one server, until that one has left."""
+    server = PostgresHome(home)
+    server.log.unlink()
+    users = await asyncio.gather(*(start_user(home) for _ in range(4)))
+    pool = await open_pool(None, home)
+    process = server.postmaster()
     for user in users:
         user.kill()
         await user.wait()
-        if user is users[0]:
-            pool = await open_pool(None, tmp_path)
     assert await pool.fetchval("select 1") == 1
-    assert home.postmaster() == server
+    assert server.postmaster() == process
     await pool.close()
-    await until(lambda: home.postmaster() is None)
-    assert "database system is shut down" in home.log.read_text()
-    assert home.log.read_text().count("ready to accept connections") == 1
+    await until(lambda: "database system is shut down" in server.log.read_text())
+    assert server.log.read_text().count("ready to accept connections") == 1
 
 
-async def test_data_survive_a_restart(tmp_path: Path) -> None:
-    """What was written before the last user left is there for the next first user."""
-    first = await open_pool(None, tmp_path)
-    await first.execute("create table kept as select 'é🎈' as text")
-    await first.close()
-    await until(lambda: PostgresHome(tmp_path).postmaster() is None)
-    second = await open_pool(None, tmp_path)
-    assert await second.fetchval("select text from kept") == "é🎈"
-    await second.close()
-
-
-async def test_a_copy_of_a_home_made_by_another_user_works(tmp_path: Path) -> None:
-    """A backup restored with `cp -r`, which as root changes the owner, starts like the original."""
-    original = await open_pool(None, tmp_path / "original")
-    await original.execute("create table kept as select 1 as number")
+async def test_data_survive_a_restart_and_a_move_by_root(home: Path, tmp_path: Path) -> None:
+    """What was written before the last user left is there in a copy of the home, whoever owns the copied files."""
+    original = await open_pool(None, home)
+    await original.execute("create table kept as select 'é🎈' as text")
     await original.close()
-    await until(lambda: PostgresHome(tmp_path / "original").postmaster() is None)
-    shutil.copytree(tmp_path / "original", tmp_path / "copy", ignore=shutil.ignore_patterns("supervisor", ".s.*"))
-    copy = await open_pool(None, tmp_path / "copy")
-    assert await copy.fetchval("select number from kept") == 1
+    await until(lambda: PostgresHome(home).postmaster() is None)
+    copy = await open_pool(None, copied(home, tmp_path / "copy"))
+    assert await copy.fetchval("select text from kept") == "é🎈"
     await copy.close()
 
 
@@ -115,32 +126,32 @@ async def test_a_killed_server_is_started_again_and_its_users_reconnect(
                 await asyncio.sleep(0.05)
 
 
-async def test_the_successor_of_a_killed_supervisor_adopts_the_running_server(tmp_path: Path) -> None:
+async def test_the_successor_of_a_killed_supervisor_adopts_the_running_server(home: Path) -> None:
     """The server keeps its process and its connections, and still stops when the last user has left."""
-    home, pool = PostgresHome(tmp_path), await open_pool(None, tmp_path)
-    server, killed = home.postmaster(), supervisor(home)
+    server, pool = PostgresHome(home), await open_pool(None, home)
+    adopted, killed = server.postmaster(), supervisor(server)
     os.kill(killed, signal.SIGKILL)
-    await until(lambda: supervisor(home) != killed)
+    await until(lambda: supervisor(server) != killed)
     assert await pool.fetchval("select 1") == 1
-    assert home.postmaster() == server
+    assert server.postmaster() == adopted
     await pool.close()
-    await until(lambda: home.postmaster() is None)
+    await until(lambda: server.postmaster() is None)
 
 
-async def test_a_pool_without_its_server_is_there_when_the_server_is(tmp_path: Path) -> None:
+async def test_a_pool_without_its_server_is_there_when_the_server_is(home: Path) -> None:
     """`open_pool` returns although nobody listens; statements raise Unavailable, until one gets through."""
-    by_url = await open_pool(f"postgresql://postgres@/postgres?host={PostgresHome(tmp_path).run}", tmp_path)
+    by_url = await open_pool(f"postgresql://postgres@/postgres?host={PostgresHome(home).run}", home)
     with pytest.raises(Unavailable), reaching_postgres():
         await by_url.fetchval("select 1")
-    embedded = await open_pool(None, tmp_path)
+    embedded = await open_pool(None, home)
     assert await by_url.fetchval("select count(*) from turns") == 0
     await by_url.close()
     await embedded.close()
 
 
-async def test_a_home_with_a_long_path_gets_its_sockets_elsewhere(tmp_path: Path) -> None:
+async def test_a_home_with_a_long_path_gets_its_sockets_elsewhere(home: Path, tmp_path: Path) -> None:
     """A socket's path may have 107 bytes; a deeper home works all the same."""
-    deep = tmp_path / ("a" * 60) / ("b" * 60)
+    deep = copied(home, tmp_path / ("a" * 60) / ("b" * 60))
     pool = await open_pool(None, deep)
     assert await pool.fetchval("select 1") == 1
     await pool.close()
