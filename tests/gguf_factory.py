@@ -54,17 +54,39 @@ def vocabulary(fillers: int = 0) -> tuple[list[str], list[int]]:
     return [*plain, *CONTROLS, *USER_DEFINED], [int(kind) for kind in types]
 
 
+def sentencepiece_model(path: Path, *, template: str | None = None, adds_space: bool | None = None) -> Path:
+    """Random weights behind a SentencePiece vocabulary of bytes and letters, with <s> in front of every text."""
+    writer = gguf.GGUFWriter(path, "llama")
+    kinds = gguf.TokenType
+    tokens = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", *(f"<0x{byte:02X}>" for byte in range(256)), *"▁abchi"]
+    types = [kinds.UNKNOWN, *[kinds.CONTROL] * 4, *[kinds.BYTE] * 256, *[kinds.NORMAL] * 6]
+    writer.add_tokenizer_model("llama")
+    writer.add_token_list(tokens)
+    writer.add_token_scores([0.0] * len(tokens))
+    writer.add_token_types([int(kind) for kind in types])
+    writer.add_bos_token_id(1)
+    writer.add_eos_token_id(2)
+    writer.add_add_bos_token(True)
+    if adds_space is not None:
+        writer.add_add_space_prefix(adds_space)
+    _add_sizes(writer, TINY, len(tokens), template)
+    return _randomised(writer, path, TINY, len(tokens), seed=0, quantized=True)
+
+
 def random_model(
     path: Path, shape: Shape = TINY, *, seed: int = 0, template: str | None = CHATML, quantized: bool = True
 ) -> Path:
     """Random weights, in Q8_0 or as they are. Generated text is mostly no valid UTF-8."""
-    rng = np.random.default_rng(seed)
     size = len(vocabulary(shape.fillers)[0])
+    return _randomised(_writer(path, shape, template), path, shape, size, seed, quantized)
+
+
+def _randomised(writer: gguf.GGUFWriter, path: Path, shape: Shape, size: int, seed: int, quantized: bool) -> Path:
+    rng = np.random.default_rng(seed)
 
     def weights(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
         return rng.standard_normal((rows, columns), np.float32) * np.float32(scale / np.sqrt(columns))
 
-    writer = _writer(path, shape, template)
     _add(writer, "token_embd.weight", weights(size, shape.embedding, 8.0), quantized)
     _add(writer, "output.weight", weights(size, shape.embedding, 8.0), quantized)
     _add_layers(writer, shape, weights, quantized)
@@ -93,6 +115,19 @@ def chain_model(path: Path, said: Sequence[int], *, template: str | None = CHATM
 def _writer(path: Path, shape: Shape, template: str | None) -> gguf.GGUFWriter:
     tokens, types = vocabulary(shape.fillers)
     writer = gguf.GGUFWriter(path, "llama")
+    _add_sizes(writer, shape, len(tokens), template)
+    writer.add_tokenizer_model("gpt2")
+    writer.add_tokenizer_pre("gpt-2")
+    writer.add_token_list(tokens)
+    writer.add_token_types(types)
+    writer.add_token_merges(list(MERGES))
+    writer.add_bos_token_id(tokens.index("<|endoftext|>"))
+    writer.add_eos_token_id(tokens.index("<|im_end|>"))
+    writer.add_add_bos_token(False)
+    return writer
+
+
+def _add_sizes(writer: gguf.GGUFWriter, shape: Shape, size: int, template: str | None) -> None:
     writer.add_name("a test model")
     writer.add_context_length(WINDOW)
     writer.add_embedding_length(shape.embedding)
@@ -102,18 +137,9 @@ def _writer(path: Path, shape: Shape, template: str | None) -> gguf.GGUFWriter:
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(shape.embedding // shape.heads)
     writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_vocab_size(len(tokens))
-    writer.add_tokenizer_model("gpt2")
-    writer.add_tokenizer_pre("gpt-2")
-    writer.add_token_list(tokens)
-    writer.add_token_types(types)
-    writer.add_token_merges(list(MERGES))
-    writer.add_bos_token_id(tokens.index("<|endoftext|>"))
-    writer.add_eos_token_id(tokens.index("<|im_end|>"))
-    writer.add_add_bos_token(False)
+    writer.add_vocab_size(size)
     if template is not None:
         writer.add_chat_template(template)
-    return writer
 
 
 def _add_layers(writer: gguf.GGUFWriter, shape: Shape, weights, quantized: bool) -> None:

@@ -53,7 +53,7 @@ class Model:
     """Weights and vocabulary of one GGUF, freed when nobody holds them. gpu_layers: layers on the GPU, -1 is all."""
 
     def __init__(self, path: Path, *, gpu_layers: int = 0) -> None:
-        self.path = path
+        self.path, self.gpu_layers = path, gpu_layers
         self._library = library()
         self._library.errors.clear()
         if gpu_layers != 0 and not C.llama_supports_gpu_offload():
@@ -73,6 +73,7 @@ class Model:
         self.vocab = C.llama_model_get_vocab(self.handle)
         self.vocab_size: int = C.llama_vocab_n_tokens(self.vocab)
         self.trained_window: int = C.llama_model_n_ctx_train(self.handle)
+        self.heads: int = C.llama_model_n_head(self.handle)
         self.parameters: int = C.llama_model_n_params(self.handle)
         self._pieces: dict[int, bytes] = {}
 
@@ -111,6 +112,10 @@ class Model:
     def ends(self, token: int) -> bool:
         """Whether a token ends the answer."""
         return bool(C.llama_vocab_is_eog(self.vocab, token))
+
+    def controls(self, token: int) -> bool:
+        """Whether a token is a control token, like <|im_end|>."""
+        return bool(C.llama_vocab_is_control(self.vocab, token))
 
     def bos(self) -> int:
         """The token that begins a text, -1 where there is none."""

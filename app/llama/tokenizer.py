@@ -5,7 +5,6 @@ which are markers like <tool_call>. Where the model's own template uses such a m
 """
 
 import re
-from collections.abc import Iterable
 
 import numpy as np
 
@@ -21,10 +20,11 @@ class Tokenizer:
 
     def __init__(self, model: Model) -> None:
         self._model = model
-        self._bos, self._adds_bos, self._adds_space = model.bos(), model.adds_bos(), model.adds_space()
+        self._bos, self._bos_text = model.bos(), model.name(model.bos())
+        self._adds_bos, self._adds_space = model.adds_bos(), model.adds_space()
         source = model.chat_template()
-        names = {"bos": model.name(self._bos), "eos": model.name(model.eos())}
-        self._template = None if source is None else ChatTemplate(source, **names)
+        eos_text = model.name(model.eos())
+        self._template = None if source is None else ChatTemplate(source, bos=self._bos_text, eos=eos_text)
         forged = [
             re.escape(mark) for mark in model.marks().values() if len(mark.strip()) > 1 and mark in (source or "")
         ]
@@ -38,23 +38,35 @@ class Tokenizer:
         if (request.prompt is None) == (not request.messages):
             raise InvalidRequest("Give either messages or a prompt.", "messages")
         if request.prompt is not None:
-            return self._with_bos(self._tokens([Segment(request.prompt, trusted=False)]))
+            return self._tokens([Segment(request.prompt, trusted=False)])
         if self._template is None:
             message = "This model has no chat template, so it cannot chat. Use /v1/completions."
             raise InvalidRequest(message, "messages")
-        return self._with_bos(self._tokens(self._template.render(request.messages)))
+        return self._tokens(self._template.render(request.messages))
 
     def count(self, text: str) -> int:
         """Number of tokens of a text alone."""
         return len(self._text(text))
 
-    def _tokens(self, segments: Iterable[Segment]) -> Tokens:
-        pieces, first = [], self._adds_space
-        for text, trusted in segments:
-            text = " " + text if first else text  # noqa: PLW2901 — the same text, as the model was trained on it
-            pieces.append(self._model.tokenize(text, special=True) if trusted else self._text(text))
-            first = False
-        return np.concatenate(pieces) if pieces else np.empty(0, np.int32)
+    def _tokens(self, segments: list[Segment]) -> Tokens:
+        """Template and model may both have an opinion about `bos`: it comes once."""
+        begins = self._adds_bos
+        if segments and segments[0].trusted and self._bos_text:
+            rest = segments[0].text
+            while rest.startswith(self._bos_text):
+                begins, rest = True, rest.removeprefix(self._bos_text)
+            segments = [Segment(rest, trusted=True), *segments[1:]] if rest else segments[1:]
+        pieces = [np.array([self._bos] if begins else [], np.int32)]
+        pieces += [self._segment(segment, first=index == 0) for index, segment in enumerate(segments)]
+        return np.concatenate(pieces)
+
+    def _segment(self, segment: Segment, *, first: bool) -> Tokens:
+        """The space that SentencePiece models were trained with stands in front of the first word of all."""
+        text, trusted = segment
+        tokens = self._model.tokenize(text, special=True) if trusted else self._text(text)
+        if not (first and self._adds_space and len(tokens)) or self._model.controls(int(tokens[0])):
+            return tokens
+        return self._model.tokenize(" " + text, special=True) if trusted else self._text(" " + text)
 
     def _text(self, text: str) -> Tokens:
         """Untrusted text, in which a marker of the template is cut behind its first character."""
@@ -66,12 +78,3 @@ class Tokenizer:
             start = marker.start() + 1
         pieces.append(self._model.tokenize(text[start:], special=False))
         return np.concatenate(pieces)
-
-    def _with_bos(self, tokens: Tokens) -> Tokens:
-        """Template and model may both have an opinion about `bos`: it comes once."""
-        starts = 0
-        while starts < len(tokens) and tokens[starts] == self._bos:
-            starts += 1
-        if starts == 0 and not self._adds_bos:
-            return tokens
-        return np.concatenate([np.array([self._bos], np.int32), tokens[starts:]])

@@ -1,0 +1,82 @@
+"""The deployment class, as Serve would use it, without Serve; and the trial that it makes first."""
+
+from collections.abc import Iterator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+from gguf_factory import random_model
+
+from app.errors import EngineFailed, Misconfigured
+from app.llama.probe import probe
+from app.messages import Delta, Done, Generate, Message, Sampling
+from app.settings import LLMSettings
+from deployments.llama_cpp import LlamaCpp
+
+pytestmark = pytest.mark.integration
+
+ASKED = Generate(
+    request_id="r",
+    model="m",
+    messages=(Message(role="user", content="hi"),),
+    sampling=Sampling(temperature=0),
+    max_tokens=20,
+)
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("model") / "model.gguf")
+
+
+@pytest.fixture
+def replica(gguf: Path, tmp_path: Path) -> Iterator[LlamaCpp]:
+    replica = LlamaCpp(LLMSettings(model=str(gguf), window=256), tmp_path)
+    yield replica
+    replica.close()
+
+
+async def test_a_replica_answers_measures_and_tells_what_it_is(replica: LlamaCpp):
+    """All that the gateway asks of it."""
+    items = [item async for item in replica.generate(ASKED)]
+    assert isinstance(items[0], Delta)
+    assert isinstance(items[-1], Done)
+    assert (await replica.measure(ASKED, ["the"])).prompt_tokens == items[-1].usage.prompt_tokens
+    assert (await replica.card()).window == 256
+    stats = await replica.stats()
+    assert (stats["slots"], stats["slots_in_use"], stats["finished"], stats["generated_tokens"]) == (8, 0, 1, 20)
+    assert all(isinstance(value, int | float) for value in stats.values())
+    await replica.check_health()
+
+
+async def test_closing_the_stream_cancels_the_request(replica: LlamaCpp):
+    """Through all layers, down to the slot."""
+    async with aclosing(replica.generate(ASKED.model_copy(update={"max_tokens": None}))) as items:
+        await anext(items)
+    assert (await replica.stats())["cancelled"] == 1
+
+
+async def test_a_closed_replica_is_unhealthy(replica: LlamaCpp):
+    """Closing twice, as Serve and an owner may, is harmless."""
+    replica.close()
+    replica.close()
+    with pytest.raises(EngineFailed):
+        await replica.check_health()
+
+
+def test_the_trial_passes_on_a_good_file(gguf: Path):
+    """In a process of its own."""
+    probe(gguf)
+
+
+def test_the_trial_tells_why_it_failed(gguf: Path, tmp_path: Path):
+    """A damaged file is no crash of ours."""
+    damaged = tmp_path / "damaged.gguf"
+    damaged.write_bytes(gguf.read_bytes()[:-5000])
+    with pytest.raises(Misconfigured, match="does not load"):
+        probe(damaged)
+
+
+def test_the_demo_model_comes_with_the_package(tmp_path: Path):
+    """A first start needs no download."""
+    LlamaCpp(LLMSettings(), tmp_path).close()

@@ -1,0 +1,55 @@
+"""Sharing out the room of a step, and handing over text."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+from app.llama.job import Job, Stream, share_prefill
+from app.llama.text import AnswerText
+from app.messages import Delta, Sampling
+
+
+def loading(*left: int) -> list[Job]:
+    """Jobs, oldest first, with so many prompt tokens still to load."""
+    stream = Stream(asyncio.new_event_loop())
+    stream.loop.close()
+    return [Job(np.zeros(tokens, np.int32), 1, Sampling(), AnswerText(), stream) for tokens in left]
+
+
+@pytest.mark.parametrize(
+    ("left", "budget", "shares"),
+    [
+        ((100,), 500, {0: 100}),
+        ((1000,), 500, {0: 500}),
+        ((1000, 10), 500, {0: 490, 1: 10}),  # the short one answers in this step
+        ((1000, 400, 200), 500, {0: 250, 2: 200, 1: 50}),  # the oldest has half, the shorter go first
+        ((300, 300), 400, {0: 300, 1: 100}),  # equals in order of age
+        ((100, 100), 1, {0: 1}),
+        ((100,), 0, {}),
+        ((), 500, {}),
+    ],
+)
+def test_short_prompts_go_first_and_the_oldest_never_starves(
+    left: tuple[int, ...], budget: int, shares: dict[int, int]
+):
+    """All of the budget is used where there is something to load."""
+    jobs = loading(*left)
+    assert {jobs.index(job): share for job, share in share_prefill(jobs, budget)} == shares
+
+
+async def test_a_slow_reader_finds_one_joined_delta():
+    """What came while it did not read is one item, in order, with all its tokens."""
+    stream = Stream(asyncio.get_running_loop())
+    stream.put(Delta("a", 1))
+    stream.put(Delta("bc", 2))
+    assert await stream.take() == [Delta("abc", 3)]
+
+
+async def test_a_reader_waits_for_the_first_item():
+    """And gets it as soon as it is there."""
+    stream = Stream(asyncio.get_running_loop())
+    reader = asyncio.create_task(stream.take())
+    await asyncio.sleep(0)
+    stream.put(Delta("a", 1))
+    assert await reader == [Delta("a", 1)]
