@@ -22,7 +22,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from app.errors import NotFound
-from app.history import anchors, exact_links, links, spoken
+from app.history import Link, anchors, exact_links, links, spoken
 from app.messages import Message
 from app.nul import hide, show
 from app.postgres import reaching_postgres
@@ -78,7 +78,7 @@ class Conversations:
         async with self._connection() as connection:
             if wanted and not await connection.fetchval(SQL["known"], wanted, hide(tenant)):
                 raise NotFound("conversation", str(wanted))
-            parent = await _parent(connection, tenant, said, wanted)
+            parent = await _parent(connection, tenant, anchors(said, links(tenant, said)), wanted)
         if parent is None:
             return Place(str(wanted or uuid4()), None, said)
         return Place(str(parent["conversation_id"]), str(parent["id"]), said[parent["depth"] :])
@@ -168,44 +168,39 @@ def _uuid_or_none(text: str) -> UUID | None:
 
 
 async def _parent(
-    connection: asyncpg.Connection, tenant: str, said: Sequence[Message], within: UUID | None
+    connection: asyncpg.Connection, tenant: str, ends: Sequence[Link], within: UUID | None
 ) -> asyncpg.Record | None:
-    """The turn that recorded the longest beginning of a request. said: no system prompts."""
-    ends = anchors(said, links(tenant, said))
-    if not ends:
-        return None
-    return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within)
+    """The turn that recorded the longest beginning of a request. ends: where one may end, see `anchors`."""
+    return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within) if ends else None
 
 
 async def _insert(connection: asyncpg.Connection, turn: Turn) -> UUID:
     """Find the place of a turn and keep it there, inside the caller's transaction. Returns the conversation."""
     prompts = await _keep_texts(connection, turn.messages)  # first, in the order of locks that `delete` takes
     said = spoken(turn.messages)
+    history = (*said, turn.answer)
+    chain, exact = links(turn.tenant, history), exact_links(history)
+
     named = None if turn.conversation_id is None else _uuid_or_none(turn.conversation_id)
     within = named if named and await connection.fetchval(SQL["known"], named, hide(turn.tenant)) else None
-    parent = await _parent(connection, turn.tenant, said, within)
+    parent = await _parent(connection, turn.tenant, anchors(said, chain[:-1]), within)
     conversation = parent["conversation_id"] if parent else within or named or uuid4()
     if not await _open(connection, conversation, turn):
         conversation = uuid4()  # the one that was named is another tenant's
         await _open(connection, conversation, turn)
-    history = (*said, turn.answer)
+
+    known = parent["depth"] if parent else 0
+    resent = {}
+    if parent and exact[known - 1] != parent["exact"]:
+        resent = await _resent(connection, turn.tenant, said[:known], parent["id"])
     empty = not turn.answer.content.strip() and not turn.answer.tool_calls
-    place = (
-        UUID(turn.id),
-        conversation,
-        parent and parent["id"],
-        hide(turn.tenant),
-        hide(turn.request_id),
-        None if empty else links(turn.tenant, history)[-1],
-        exact_links(history)[-1],
-        len(history),
-    )
-    messages = said[parent["depth"] :] if parent else said
-    resent = await _resent(connection, turn.tenant, said, parent) if parent else {}
-    added = messages_json(MESSAGES, messages), messages_json(RESENT, resent)
-    if await connection.fetchval(SQL["insert_turn"], *place, *added, *columns(turn)) is None:
+    place = (UUID(turn.id), conversation, parent and parent["id"], hide(turn.tenant), hide(turn.request_id))
+    ends = (None if empty else chain[-1], exact[-1], len(history))
+    added = (messages_json(MESSAGES, said[known:]), messages_json(RESENT, resent))
+    if await connection.fetchval(SQL["insert_turn"], *place, *ends, *added, *columns(turn)) is None:
         raise _AlreadyRecorded
-    await connection.execute(SQL["insert_system_prompts"], UUID(turn.id), *prompts)
+    if prompts.positions:
+        await connection.execute(SQL["insert_system_prompts"], UUID(turn.id), *prompts)
     return conversation
 
 
@@ -217,24 +212,28 @@ async def _open(connection: asyncpg.Connection, conversation: UUID, turn: Turn) 
 
 
 async def _resent(
-    connection: asyncpg.Connection, tenant: str, said: Sequence[Message], parent: asyncpg.Record
+    connection: asyncpg.Connection, tenant: str, sent: Sequence[Message], parent_id: UUID
 ) -> dict[int, Message]:
-    """What the client sent otherwise than the parent knows it. Reads the history only where something differs."""
-    depth = parent["depth"]
-    if exact_links(said[:depth])[-1] == parent["exact"]:
-        return {}
-    known = path_messages(await connection.fetch(SQL["path"], parent["id"], hide(tenant)))
-    pairs = enumerate(zip(said[:depth], known, strict=True))
-    return {index: sent for index, (sent, kept) in pairs if sent != kept}
+    """What the client sent otherwise than the parent knows it."""
+    known = path_messages(await connection.fetch(SQL["path"], parent_id, hide(tenant)))
+    pairs = enumerate(zip(sent, known, strict=True))
+    return {index: message for index, (message, kept) in pairs if message != kept}
 
 
-async def _keep_texts(
-    connection: asyncpg.Connection, messages: Sequence[Message]
-) -> tuple[list[int], list[str | None], list[bytes]]:
-    """Store the system prompts of a request. Returns their positions, names and hashes."""
+class _Prompts(NamedTuple):
+    """Where the system prompts of a request stood, who spoke, and the hashes of the texts."""
+
+    positions: tuple[int, ...]
+    names: tuple[str | None, ...]
+    hashes: tuple[bytes, ...]
+
+
+async def _keep_texts(connection: asyncpg.Connection, messages: Sequence[Message]) -> _Prompts:
+    """Store the system prompts of a request."""
     prompts = [(index, message) for index, message in enumerate(messages) if message.role == "system"]
     texts = [hide(message.content) for _, message in prompts]
-    hashes = [hashlib.sha256(text.encode()).digest() for text in texts]
-    if prompts:
+    hashes = tuple(hashlib.sha256(text.encode()).digest() for text in texts)
+    if texts:
         await connection.execute(SQL["insert_texts"], hashes, texts)
-    return [index for index, _ in prompts], [message.name and hide(message.name) for _, message in prompts], hashes
+    names = tuple(message.name and hide(message.name) for _, message in prompts)
+    return _Prompts(tuple(index for index, _ in prompts), names, hashes)
