@@ -87,7 +87,7 @@ class Attachment:
         return True
 
     async def _connect(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
-        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError):
+        with contextlib.suppress(FileNotFoundError, ConnectionRefusedError, PermissionError):
             return await asyncio.open_unix_connection(self.home.supervisor_socket)
         await asyncio.to_thread(start_supervisor, self.home)
         return await asyncio.open_unix_connection(self.home.supervisor_socket)

@@ -12,9 +12,11 @@ A socket's path may have 107 bytes. Where the home lies too deep, `run` is a pri
 import hashlib
 import importlib.util
 import os
+import stat
 from pathlib import Path
 
 from app.errors import Misconfigured
+from app.unprivileged import User, nobody
 
 SOCKET_PATH_BYTES = 107
 POSTGRES_SOCKET = ".s.PGSQL.5432"  # the name is PostgreSQL's; the number is no TCP port here
@@ -43,15 +45,23 @@ class PostgresHome:
     def supervisor_socket(self) -> Path:
         return self.run / "supervisor"
 
+    def server_user(self) -> User | None:
+        """Who the server runs as, where that is not us: the owner of the data, or `nobody`. None: we are not root."""
+        if os.geteuid() != 0:
+            return None
+        found = self.data.stat() if self.data.exists() else None
+        return User(found.st_uid, found.st_gid) if found and found.st_uid != 0 else nobody()
+
     def make_run_folder(self) -> None:
-        """Make the folder of the sockets, for its owner's eyes only."""
+        """Make the folder of the sockets. Whoever owns it can be the server: one that is not ours is refused."""
         self.run.mkdir(mode=0o700, parents=True, exist_ok=True)
-        found = self.run.lstat()
-        if self.run.is_symlink() or found.st_mode & 0o077 or (found.st_uid != os.geteuid() and os.geteuid() != 0):
+        found, server = self.run.lstat(), self.server_user()
+        owners = {os.geteuid(), server.uid} if server else {os.geteuid()}
+        if not stat.S_ISDIR(found.st_mode) or found.st_mode & 0o077 or found.st_uid not in owners:
             raise Misconfigured(
                 "MINDFU_HOME",
                 f"the socket folder {self.run} is not a private folder of this user",
-                "Remove it, or choose a shorter MINDFU_HOME.",
+                "Run MindFu as its owner, or remove it, or choose another MINDFU_HOME.",
             )
 
     def postmaster(self) -> int | None:

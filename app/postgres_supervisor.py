@@ -24,7 +24,7 @@ from pathlib import Path
 
 from app.errors import MindFuError, Misconfigured, Unavailable
 from app.postgres_home import PostgresHome, binaries
-from app.unprivileged import User, give_up_root, nobody
+from app.unprivileged import User, give_up_root
 
 LINGER_S = 2.0  # a restarted application finds its server still warm
 RETRY_S = 1.0  # between two attempts to start
@@ -134,7 +134,7 @@ class Supervisor:
 
     async def _prepare(self) -> Callable[[], None] | None:
         """Make the data folder if there is none. Returns what a child runs before exec (None: nothing)."""
-        user = self._server_user()
+        user = self.home.server_user()
         as_user = user and give_up_root(user, (self.home.data, self.home.run, binaries()))
         if user:
             os.chown(self.home.run, *user)
@@ -146,13 +146,6 @@ class Supervisor:
         else:
             await self._initialize(user, as_user)
         return as_user
-
-    def _server_user(self) -> User | None:
-        """Who the server runs as, where that is not us: the owner of the data, or `nobody`."""
-        if os.geteuid() != 0:
-            return None
-        found = self.home.data.stat() if self.home.data.exists() else None
-        return User(found.st_uid, found.st_gid) if found and found.st_uid != 0 else nobody()
 
     def _check_version(self) -> None:
         found = (self.home.data / "PG_VERSION").read_text().strip()
