@@ -49,8 +49,8 @@ class Draft:
 
     place: Place | None
     sources: tuple[Passage, ...]
-    started: float = field(default_factory=time.perf_counter)
-    created_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started: float  # performance counter
+    created_at: datetime
     first_token_s: float | None = None
     pieces: list[str] = field(default_factory=list)
 
@@ -82,8 +82,8 @@ class Answering:
             update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
         )
         status: TurnStatus = "cancelled"
-        done, error = None, None
-        opened = False
+        done, error, opened = None, None, False
+        recording: asyncio.Task[None] | None = None
         try:
             async with aclosing(stream("language model", self.llm, "generate", prompt)) as items:
                 while True:
@@ -108,10 +108,10 @@ class Answering:
             status, error = "failed", str(exc)
             raise
         finally:
-            kept = None
             if opened:  # a request that was refused before it began is no turn
-                kept = self._in_background(self._record(ask, draft, status, done, error))
-        await asyncio.shield(kept)
+                recording = self._in_background(self._record(ask, draft, status, done, error))
+        assert recording is not None
+        await asyncio.shield(recording)
         yield done
 
     async def close(self) -> None:
@@ -119,10 +119,11 @@ class Answering:
         await asyncio.gather(*self.background, return_exceptions=True)
 
     async def _prepare(self, ask: Ask) -> Draft:
+        started, created_at = time.perf_counter(), datetime.now(UTC)
         place, found = await asyncio.gather(
             self.metrics.timed("locate", self._locate(ask)), self.metrics.timed("retrieve", self._retrieve(ask))
         )
-        return Draft(place, await self._fitting(ask.generate, found))
+        return Draft(place, await self._fitting(ask.generate, found), started, created_at)
 
     async def _locate(self, ask: Ask) -> Place | None:
         request = ask.generate

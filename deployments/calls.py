@@ -3,7 +3,7 @@
 Ray wraps an exception of the remote side in a class whose str() is the remote traceback; nobody outside may see that.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from typing import Any
 
 from ray.exceptions import RayActorError, RayError, RayTaskError
@@ -21,7 +21,7 @@ async def call(part: str, handle: DeploymentHandle, method: str, *args: object) 
         raise translated(part, exc) from exc
 
 
-async def stream(part: str, handle: DeploymentHandle, method: str, *args: object) -> AsyncIterator[Any]:
+async def stream(part: str, handle: DeploymentHandle, method: str, *args: object) -> AsyncGenerator[Any]:
     """The items of the generator `handle.method(*args)`. Closing this closes that one, wherever it is."""
     items = getattr(handle.options(stream=True), method).remote(*args)
     try:

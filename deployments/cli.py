@@ -175,3 +175,7 @@ def _is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+if __name__ == "__main__":
+    main()

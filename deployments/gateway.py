@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from app.conversations import Conversations
@@ -22,6 +23,7 @@ from app.recorder import Recorder
 from app.settings import Secrets, Settings
 from deployments.answering import Answering
 from deployments.calls import call
+from deployments.config import require_key_beyond_loopback
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import conversations, documents, generation, operations, refusals
@@ -90,7 +92,8 @@ class Gateway:
     async def readings(self) -> bytes:
         """The Prometheus page."""
         engine: dict[str, float] = await call("language model", self.llm, "stats")
-        return self.metrics.page("engine", engine | {"spooled_turns": self.recorder.pending()})
+        readings = {f"engine_{name}": value for name, value in engine.items()}
+        return self.metrics.page(readings | {"spooled_turns": self.recorder.pending()})
 
     async def _state(self, part: str, handle: DeploymentHandle) -> str:
         try:
@@ -105,6 +108,7 @@ class Gateway:
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        require_key_beyond_loopback(_get_global_client().http_config.host, self.secrets)
         self.card = await call("language model", self.llm, "card")
         self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
         postgres_url = self.secrets.postgres_url

@@ -57,12 +57,12 @@ class Guard:
             nonlocal started
             if event["type"] == "http.response.start":
                 started = True
-                MutableHeaders(scope=event)["x-request-id"] = request_id
+                if request_id == own_id:  # else Serve's proxy, which set the request's, sets the answer's too
+                    MutableHeaders(scope=event)["x-request-id"] = request_id
                 route = getattr(scope.get("route"), "path", "unknown")
                 self.metrics.requests.labels(route, event["status"]).inc()
             await send(event)
 
-        headers = Headers(scope=scope)
         try:
             self._check_caller(scope["path"], headers)
             body = await self._body(scope["path"], headers, receive)

@@ -47,11 +47,10 @@ class Metrics:
             self.tokens.labels("completion").inc(usage.completion_tokens)
             self.tokens.labels("cached").inc(usage.cached_tokens)
 
-    def page(self, prefix: str, readings: Mapping[str, float]) -> bytes:
-        """The Prometheus page, with other parts' readings of this moment as gauges called mindfu_<prefix>_<name>."""
+    def page(self, readings: Mapping[str, float]) -> bytes:
+        """The Prometheus page, with other parts' readings of this moment as gauges called mindfu_<name>."""
         for name, value in readings.items():
             if name not in self.gauges:
-                full = f"mindfu_{prefix}_{name}"
-                self.gauges[name] = Gauge(full, f"{name} of the {prefix}, as it is now.", registry=self.registry)
+                self.gauges[name] = Gauge(f"mindfu_{name}", f"{name}, as it is now.", registry=self.registry)
             self.gauges[name].set(value)
         return generate_latest(self.registry)

@@ -49,7 +49,7 @@ def _ask(request: Request, body: openai.GenerationRequest, generate: Generate, *
         rag=rag,
         conversation_id=request.headers.get("x-conversation-id"),
         client=request.headers.get("user-agent"),
-        extras=body.recorded(),
+        extras=body.recorded() | {"x_request_id": request.state.x_request_id},
     )
 
 
@@ -70,7 +70,7 @@ async def _respond(
 
 
 async def _whole(answer: AsyncGenerator[Any]) -> tuple[str, Done]:
-    pieces = []
+    pieces: list[str] = []
     async for item in answer:
         if isinstance(item, Done):
             return "".join(pieces), item
@@ -82,7 +82,7 @@ async def _events(
     answer: AsyncGenerator[Any], render: openai.ChatRenderer, *, include_usage: bool
 ) -> AsyncIterator[bytes]:
     """Server-sent events. A late failure is an error event, never a cut connection."""
-    pieces = []
+    pieces: list[str] = []
     async with aclosing(answer):
         for chunk in render.opening():
             yield _event(chunk)
