@@ -48,9 +48,10 @@ class Guard:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        request_id = f"req_{uuid.uuid4().hex}"
-        scope.setdefault("state", {})["request_id"] = request_id
-
+        headers = Headers(scope=scope)
+        own_id = f"req_{uuid.uuid4().hex}"  # a client may choose its x-request-id, so a turn is never known by that
+        request_id = headers.get("x-request-id") or own_id
+        scope.setdefault("state", {}).update(request_id=own_id, x_request_id=request_id)
         started = False
 
         async def send_with_id(event: Event) -> None:
