@@ -4,28 +4,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from fastapi import APIRouter, File, Form, Query, Response, UploadFile
 from fastapi.responses import JSONResponse
-from pydantic import Field
+from pydantic import Field, Json
 
 from app.dialects import openai
-from app.messages import Passage, Search, Strict
+from app.messages import Metadata, NewText, Passage, Search, Strict
 from deployments.calls import call
 from deployments.routes.generation import TENANT
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
-
-Scalar = str | int | float | bool | None
-Metadata = dict[str, Scalar]
-
-
-class TextDocument(Strict):
-    """POST /v1/documents."""
-
-    content: str = Field(min_length=1)
-    title: str | None = Field(None, min_length=1, max_length=200)
-    metadata: Metadata = Field(default_factory=dict)
-    chunk: bool = True  # false keeps the content as one passage
-    collection: str = "default"
 
 
 class DocumentQuery(Strict):
@@ -42,7 +29,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     router = APIRouter(prefix="/v1/documents", tags=["documents"])
 
     @router.post("")
-    async def add_text(body: TextDocument) -> Response:
+    async def add_text(body: NewText) -> Response:
         """Take in a text. 201, or 200 with `"duplicate": true` when the collection holds this content already."""
         return _added(await call("librarian", gateway.librarian, "add_text", TENANT, body))
 
@@ -50,7 +37,8 @@ def routes(gateway: "Gateway") -> APIRouter:
     async def upload(
         file: Annotated[UploadFile, File()],
         collection: Annotated[str, Form()] = "default",
-        title: Annotated[str | None, Form(max_length=200)] = None,
+        title: Annotated[str | None, Form()] = None,
+        metadata: Annotated[Json[Metadata] | None, Form()] = None,
     ) -> Response:
         """Take in a file: PDF, DOCX, Markdown, HTML, plain text or source code."""
         data = await file.read()
