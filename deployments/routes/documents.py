@@ -41,19 +41,9 @@ def routes(gateway: "Gateway") -> APIRouter:
         metadata: Annotated[Json[Metadata] | None, Form()] = None,
     ) -> Response:
         """Take in a file: PDF, DOCX, Markdown, HTML, plain text or source code."""
-        data = await file.read()
-        added = await call(
-            "librarian",
-            gateway.librarian,
-            "add_file",
-            TENANT,
-            collection,
-            file.filename,
-            file.content_type,
-            data,
-            title,
-        )
-        return _added(added)
+        name, data = file.filename or "unnamed", await file.read()
+        arguments = (TENANT, collection, name, file.content_type, data, title, metadata)
+        return _added(await call("librarian", gateway.librarian, "add_file", *arguments))
 
     @router.post("/query")
     async def query(body: DocumentQuery) -> dict[str, Any]:
