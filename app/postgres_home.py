@@ -6,7 +6,7 @@
     <home>/postgres/start.lock        held while somebody starts a supervisor
     <home>/postgres/supervisor.lock   held by the supervisor as long as it lives
 
-A socket's path may have 107 bytes. Where the home lies too deep, `run` is a private folder in /tmp.
+A socket's path may have 103 bytes (107 on Linux). Where the home lies too deep, `run` is a private folder in /tmp.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from pathlib import Path
 from app.errors import Misconfigured
 from app.unprivileged import User, nobody
 
-SOCKET_PATH_BYTES = 107
+SOCKET_PATH_BYTES = 103  # 107 on Linux
 POSTGRES_SOCKET = ".s.PGSQL.5432"  # the name is PostgreSQL's; the number is no TCP port here
 
 

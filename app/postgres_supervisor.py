@@ -171,7 +171,8 @@ class Supervisor:
         fresh.rename(self.home.data)
 
     async def _spawn(self, as_user: Callable[[], None] | None) -> Process:
-        options = SERVER_OPTIONS | {"unix_socket_directories": str(self.home.run)}
+        quoted = str(self.home.run).replace('"', '""')  # it is a list, separated by commas
+        options = SERVER_OPTIONS | {"unix_socket_directories": f'"{quoted}"'}
         arguments = [f"--{name}={value}" for name, value in options.items()]
         return await self._exec(as_user, "postgres", "-D", str(self.home.data), *arguments)
 

@@ -1,18 +1,29 @@
 """Fixtures that several test modules share: real stores, each started once."""
 
-from collections.abc import AsyncIterator
+import socket
+import time
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
 import pytest
 
 from app.postgres import open_pool
+from app.postgres_attachment import start_supervisor
+from app.postgres_home import PostgresHome
 
 
 @pytest.fixture(scope="session")
-def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A home whose embedded PostgreSQL runs while a test uses its pool, and stops by itself after the last one."""
-    return tmp_path_factory.mktemp("home")
+def postgres_home(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A home whose embedded PostgreSQL runs from the first test that asks for it to the last test of all."""
+    home = tmp_path_factory.mktemp("home")
+    start_supervisor(PostgresHome(home))
+    with socket.socket(socket.AF_UNIX) as user:
+        user.connect(str(PostgresHome(home).supervisor_socket))
+        yield home
+    deadline = time.monotonic() + 20
+    while PostgresHome(home).postmaster() and time.monotonic() < deadline:
+        time.sleep(0.05)
 
 
 @pytest.fixture

@@ -67,7 +67,7 @@ def stopped_home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def home(stopped_home: Path, tmp_path: Path) -> Path:
     """A home of the test's own, without the wait for a first start."""
-    return copied(stopped_home, tmp_path / "home")
+    return copied(stopped_home, tmp_path / 'a, "é" b')
 
 
 async def start_user(home: Path) -> asyncio.subprocess.Process:
@@ -150,7 +150,7 @@ async def test_a_pool_without_its_server_is_there_when_the_server_is(home: Path)
 
 
 async def test_a_home_with_a_long_path_gets_its_sockets_elsewhere(home: Path, tmp_path: Path) -> None:
-    """A socket's path may have 107 bytes; a deeper home works all the same."""
+    """A socket's path may have some 100 bytes; a deeper home works all the same."""
     deep = copied(home, tmp_path / ("a" * 60) / ("b" * 60))
     pool = await open_pool(None, deep)
     assert await pool.fetchval("select 1") == 1
