@@ -5,6 +5,7 @@ Most are a verb and an object drawn anew, so that the model learns to read the o
 
 import json
 import random
+from collections.abc import Mapping
 from typing import NamedTuple
 
 from train.demo_handbook import SLOTS
@@ -60,7 +61,7 @@ def call(rng: random.Random, *, held_out: bool) -> Call:
     return _known(rng, held_out=held_out) if rng.random() < 0.4 else _coined(rng, held_out=held_out)
 
 
-def text(name: str, arguments: dict[str, object]) -> str:
+def text(name: str, arguments: Mapping[str, object]) -> str:
     """A call in the Hermes format."""
     body = json.dumps({"name": name, "arguments": arguments}, ensure_ascii=False)
     return f"<tool_call>\n{body}\n</tool_call>"
