@@ -15,6 +15,7 @@ CONTRACT: Literal[1] = 1
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length"]
+Metadata = dict[str, str | int | float | bool | None]  # flat, of at most 16 kB as JSON
 
 
 class Strict(BaseModel):
@@ -171,16 +172,34 @@ class Index(Strict):
     chunks: tuple[Chunk, ...]
 
 
+class NewText(Strict):
+    """Take in a text. title: None takes its first line. chunk: false keeps it as one passage."""
+
+    content: str
+    title: str | None = None
+    metadata: Metadata = Field(default_factory=dict)
+    chunk: bool = True
+    collection: str = "default"
+
+
 class Document(Strict):
-    """A document that was taken in. sha256: of the content, hexadecimal; size: bytes."""
+    """A document that was taken in. name: of its file; sha256: of the content, hexadecimal; size: bytes."""
 
     id: str
     tenant: str = "default"
     collection: str
     title: str
+    name: str | None = None
     media_type: str
     sha256: str
     size: int
     chunks: int
     created_at: datetime
-    metadata: dict[str, str | int | float | bool | None]
+    metadata: Metadata
+
+
+class Added(Strict):
+    """What became of a document that was sent. duplicate: the collection held its content already; nothing changed."""
+
+    document: Document
+    duplicate: bool

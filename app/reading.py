@@ -22,7 +22,7 @@ from app.chunking import Kind, chunks_at
 from app.errors import TooLarge, UnreadableDocument
 from app.media import Format, recognise
 from app.messages import Chunk, Strict
-from app.reading_text import clean_title
+from app.reading_text import file_name
 from app.settings import DocumentSettings
 
 UNPACKED_PER_BYTE = 8  # a DOCX may unpack to so many times documents.max_bytes
@@ -31,7 +31,6 @@ PARSERS = {"pdf": ("pdfium", "pypdf")}  # in the order in which they are tried; 
 OUT_OF_TIME = (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)  # as the child's limits, or we, end it
 GRACE_S = 2.0  # the child ends itself; this is for one that cannot
 REPLY_BYTES_PER_CHAR = 8  # of text, UTF-8 and spans together
-BEFORE_NAME = re.compile(r".*[\\/]")  # browsers used to send C:\fakepath\
 CHARSET = re.compile(r";\s*charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class Reader:
             reply, text = await self._parse(data, name, found, charset[1] if charset else None)
         return ReadText(
             text=text,
-            title=reply.title or clean_title(BEFORE_NAME.sub("", name)) or "untitled",
+            title=reply.title or file_name(name),
             kind=found.kind,
             media_type=found.media_type,
             page_starts=reply.page_starts if found.reader == "pdf" else (),

@@ -41,6 +41,11 @@ def clean_title(title: str | None) -> str | None:
     return plain if len(plain) <= TITLE_CHARS else plain[: TITLE_CHARS - 1].rstrip() + "…"
 
 
+def file_name(name: str) -> str:
+    """The name without its folders, as a title; browsers on Windows used to send those, too."""
+    return clean_title(re.split(r"[\\/]", name)[-1]) or "untitled"
+
+
 def first_heading(markdown: str) -> str | None:
     """The first "# heading" line. One in a code block counts as well: it would take a parser to know."""
     found = MARKDOWN_HEADING.search(markdown)

@@ -10,7 +10,7 @@ Once begun, taking in and letting go run to their end even if the client leaves.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Awaitable, Coroutine
+from collections.abc import Coroutine
 from contextvars import Context
 from datetime import UTC, datetime
 from pathlib import Path
@@ -20,12 +20,12 @@ from ray.serve.handle import DeploymentHandle
 
 from app.chunking import cut
 from app.documents import Documents, Held, check_metadata, new_id
-from app.errors import InvalidRequest, MindFuError, NotFound, TooLarge
+from app.errors import InvalidRequest, MindFuError, Misconfigured, NotFound, TooLarge
 from app.files import Files
 from app.messages import Added, Chunk, Document, Index, Metadata, NewText
 from app.postgres import open_pool
 from app.reading import Reader
-from app.reading_text import clean, clean_title, first_heading
+from app.reading_text import clean, clean_title, file_name, first_heading
 from app.settings import DocumentSettings, Secrets
 from app.vectors import check_name
 from deployments.retriever import Handle
@@ -63,7 +63,9 @@ class Librarian:
         home: Path,
         postgres_url: str | None = None,
     ) -> None:
-        self._retriever: Indexes = Handle("retriever", retriever) if _is_handle(retriever) else retriever
+        self._retriever: Indexes = (
+            Handle("retriever", retriever) if isinstance(retriever, DeploymentHandle) else retriever
+        )
         self._settings = settings
         self._reader = Reader(settings)
         self._files = Files(home)
@@ -71,35 +73,236 @@ class Librarian:
         self._tasks: set[asyncio.Task[Any]] = set()
         secret = Secrets.from_env().postgres_url
         url = postgres_url or (secret.get_secret_value() if secret else None)
-        self._pool = asyncio.ensure_future(open_pool(url, home))
+        self._pool = asyncio.create_task(open_pool(url, home))
+        self._recovery = asyncio.Lock()
         self._leftovers = asyncio.Event()
         self._leftovers.set()  # of earlier processes, perhaps
-        self._recovering = asyncio.create_task(self._recover_again_and_again())
+        self._clearing = asyncio.create_task(self._clear_leftovers())
 
     async def check_health(self) -> None:
         """Return: this process answers. PostgreSQL has its own line in /health."""
 
     async def close(self) -> None:
         """Finish what is begun, then let PostgreSQL go."""
-        self._recovering.cancel()
+        self._clearing.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await (await self._pool).close()
 
     async def add_text(self, tenant: str, text: NewText) -> Added:
-        """Take in a text. Raises InvalidRequest and TooLarge."""
+        """Take in a text, or find that the collection has it. Raises InvalidRequest, TooLarge, Unavailable."""
+        check_name(text.collection)
+        check_metadata(text.metadata)
         content = clean(text.content)
-        size = len(content.encode())
-        if size > self._settings.max_bytes:
-            raise TooLarge("content", size, self._settings.max_bytes, "bytes", "documents.max_bytes")
-        if len(content) > self._settings.max_text_chars:
-            limit = self._settings.max_text_chars
-            raise TooLarge("content", len(content), limit, "characters", "documents.max_text_chars")
+        data = content.encode()
+        self._check_size(len(data), len(content))
+        key = (tenant, text.collection, hashlib.sha256(data).hexdigest())
+        if known := await (await self._documents()).of_content(*key):
+            return Added(document=known, duplicate=True)
         chunks = await asyncio.to_thread(self._cut, content) if text.chunk else _uncut(content)
         if not chunks:
             raise InvalidRequest("content has no text.", "content")
-        title = clean_title(text.title) or first_heading(content) or clean_title(chunks[0].text.split("\n")[0]) or ""
-        data = content.encode()
-        document = self._new(tenant, text.collection, data, text.metadata).model_copy(
-            update={"title": title, "media_type": "text/plain", "chunks": len(chunks)}
+        first_line = clean_title(chunks[0].text.split("\n")[0][:TEXT_TITLE_CHARS])
+        document = Document(
+            id=new_id(),
+            tenant=tenant,
+            collection=text.collection,
+            title=clean_title(text.title) or first_heading(content) or first_line or "untitled",
+            media_type="text/plain",
+            sha256=key[2],
+            size=len(data),
+            chunks=len(chunks),
+            created_at=datetime.now(UTC),
+            metadata=text.metadata,
         )
         return await self._to_its_end(self._take_in(document, data, chunks))
+
+    async def add_file(
+        self,
+        tenant: str,
+        collection: str,
+        name: str,
+        media_type: str | None,
+        data: bytes,
+        title: str | None = None,
+        metadata: Metadata | None = None,
+    ) -> Added:
+        """Take in a file, or find that the collection has it. name, media_type: as the sender gave them. title: None
+        takes the one that the file has. Positional, as calls between deployments are.
+
+        Raises InvalidRequest, TooLarge, UnsupportedMedia, UnreadableDocument, Unavailable.
+        """
+        check_name(collection)
+        check_metadata(metadata or {})
+        key = (tenant, collection, hashlib.sha256(data).hexdigest())
+        if known := await (await self._documents()).of_content(*key):
+            return Added(document=known, duplicate=True)
+        read = await self._reader.read(data, name=name, media_type=media_type)
+        document = Document(
+            id=new_id(),
+            tenant=tenant,
+            collection=collection,
+            title=clean_title(title) or read.title,
+            name=file_name(name),
+            media_type=read.media_type,
+            sha256=key[2],
+            size=len(data),
+            chunks=len(read.chunks),
+            created_at=datetime.now(UTC),
+            metadata=metadata or {},
+        )
+        return await self._to_its_end(self._take_in(document, data, read.chunks))
+
+    async def get(self, tenant: str, document_id: str) -> Document:
+        """One document. Raises NotFound, for one that is not ready as well."""
+        document, state = await (await self._documents()).get(tenant, document_id)
+        if state != "ready":
+            raise NotFound("document", document_id)
+        return document
+
+    async def list(
+        self, tenant: str, collection: str | None = None, limit: int = 100, after: str | None = None
+    ) -> tuple[Document, ...]:
+        """A page of documents, newest first. collection: None for all. after: the id of the last one seen."""
+        if collection is not None:
+            check_name(collection)
+        return await (await self._documents()).newest(tenant, collection, limit=limit, after=after)
+
+    async def delete(self, tenant: str, document_id: str) -> Document:
+        """Forget a document, its passages first. One that is being taken in is waited for. Raises NotFound.
+
+        After an Unavailable it is no longer listed, and goes as soon as what was away is back.
+        """
+        document, _ = await (await self._documents()).get(tenant, document_id)
+        return await self._to_its_end(self._delete(document))
+
+    async def recover(self) -> int:
+        """Finish interrupted deletions, clear what was half taken in. Returns how many. Raises the last failure, after
+        all others were tried.
+        """
+        cleared = 0
+        failure: MindFuError | None = None
+        documents = await self._documents()
+        async with self._recovery:
+            for row in await documents.unfinished():
+                try:
+                    cleared += await self._recover_one(documents, row.document)
+                except MindFuError as error:
+                    failure = error
+        if failure is not None:
+            raise failure
+        return cleared
+
+    async def _recover_one(self, documents: Documents, document: Document) -> bool:
+        """Whether it was unfinished and nobody's."""
+        async with self._working, documents.hold_idle(document) as held:
+            row = await held.row() if held else None
+            if held is None or row is None or row.state == "ready":
+                return False
+            await self._let_go(held, row.document)
+            return True
+
+    async def _take_in(self, document: Document, data: bytes, chunks: tuple[Chunk, ...]) -> Added:
+        documents = await self._documents()
+        async with self._working, documents.hold(document.tenant, document.collection, document.sha256) as held:
+            row = await held.row()
+            if row is not None and row.state == "ready":  # somebody else was faster
+                return Added(document=row.document, duplicate=True)
+            if row is not None and row.state == "deleting":
+                await self._let_go(held, row.document)
+            document = await held.begin(document)
+            try:
+                await asyncio.to_thread(self._files.keep, document, data)
+                await self._retriever.index(
+                    Index(
+                        tenant=document.tenant,
+                        collection=document.collection,
+                        document_id=document.id,
+                        title=document.title,
+                        chunks=chunks,
+                    )
+                )
+                await held.move(document, "ready")
+            except Exception:
+                await self._discard(held, document)
+                raise
+            return Added(document=document, duplicate=False)
+
+    async def _delete(self, document: Document) -> Document:
+        documents = await self._documents()
+        async with self._working, documents.hold(document.tenant, document.collection, document.sha256) as held:
+            row = await held.row()
+            if row is None or row.document.id != document.id:
+                raise NotFound("document", document.id)
+            try:
+                await self._let_go(held, document)
+            except Exception:
+                self._leftovers.set()
+                raise
+            return document
+
+    async def _let_go(self, held: Held, document: Document) -> None:
+        await held.move(document, "deleting")
+        await self._retriever.forget(document.collection, document.id, document.tenant)
+        await asyncio.to_thread(self._files.drop, document)
+        await held.remove(document)
+
+    async def _discard(self, held: Held, document: Document) -> None:
+        """Leave nothing of an attempt that failed. Its own failure is the one to report."""
+        try:
+            await self._let_go(held, document)
+        except Exception as error:  # noqa: BLE001 – see above; the row stays, and recovery goes by it
+            logger.warning("Clearing %s away failed, and will be tried again: %s", document.id, error)
+            self._leftovers.set()
+
+    async def _clear_leftovers(self) -> None:
+        while await self._leftovers.wait():
+            self._leftovers.clear()
+            try:
+                if cleared := await self.recover():
+                    logger.info("Cleared %d unfinished documents away.", cleared)
+            except Misconfigured:
+                raise  # start-up refuses, and every call says so
+            except Exception as error:  # noqa: BLE001 – a loop's edge
+                logger.warning("Clearing unfinished documents away failed, and will be tried again: %s", error)
+                self._leftovers.set()
+                await asyncio.sleep(RETRY_S)
+
+    async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
+        """Await it, and let it finish if we are cancelled. In a context of its own: Serve cancels the calls that a
+        cancelled request has made.
+        """
+        task = asyncio.create_task(work, context=Context())
+        self._tasks.add(task)
+        task.add_done_callback(self._ended)
+        return await asyncio.shield(task)
+
+    def _ended(self, task: asyncio.Task[Any]) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()):
+            logger.info("A document was not taken in or let go: %s", error)  # the caller, if there still is one, has it
+
+    async def _documents(self) -> Documents:
+        return Documents(await asyncio.shield(self._pool))
+
+    def _cut(self, text: str) -> tuple[Chunk, ...]:
+        return cut(text, chunk_chars=self._settings.chunk_chars, overlap_chars=self._settings.overlap_chars)
+
+    def _check_size(self, size: int, chars: int) -> None:
+        limits = self._settings
+        if size > limits.max_bytes:
+            raise TooLarge("content", size, limits.max_bytes, "bytes", "documents.max_bytes")
+        if chars > limits.max_text_chars:
+            raise TooLarge("content", chars, limits.max_text_chars, "characters", "documents.max_text_chars")
+
+
+def _uncut(text: str) -> tuple[Chunk, ...]:
+    """The whole text as one chunk, or none."""
+    piece = text.strip()
+    if len(piece) > UNCUT_CHARS:
+        raise InvalidRequest(
+            f'content has {len(piece)} characters, and with "chunk": false at most {UNCUT_CHARS} are kept as one '
+            "passage. Send less, or let it be cut.",
+            "content",
+        )
+    start = text.find(piece)
+    return (Chunk(number=0, text=piece, start=start, end=start + len(piece)),) if piece else ()
