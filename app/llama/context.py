@@ -10,7 +10,6 @@ from app.errors import Misconfigured
 from app.llama.model import Model, Tokens
 
 NO_ROOM = 1  # llama_decode: no free cells for the batch, nothing was changed
-SCORES_BYTES = 2**28  # see `_without_flash`
 
 
 class Context:
@@ -24,8 +23,6 @@ class Context:
         params.n_ctx, params.n_seq_max, params.kv_unified = cells, slots, True
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_outputs_max = slots
-        if _without_flash(model, cells * batch_tokens):
-            params.flash_attn_type = C.LLAMA_FLASH_ATTN_TYPE_DISABLED
         params.n_threads = params.n_threads_batch = threads
         self.handle = C.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -94,12 +91,3 @@ class Context:
     def held(self, slot: int) -> int:
         """Number of tokens that the cache holds of a sequence."""
         return int(C.llama_memory_seq_pos_max(self._memory, slot)) + 1
-
-
-def _without_flash(model: Model, scores: int) -> bool:
-    """Whether plain attention is better. scores: of one head, cells × tokens of a batch.
-
-    On a CPU the flash kernel takes 1.3 times as long as plain matrix products, with heads of 32 dimensions 2.2 times
-    (measured: 8 sequences of 512 tokens, AVX-512). But those need room for all scores of a batch.
-    """
-    return model.gpu_layers == 0 and 4 * model.heads * scores <= SCORES_BYTES

@@ -53,7 +53,7 @@ class Model:
     """Weights and vocabulary of one GGUF, freed when nobody holds them. gpu_layers: layers on the GPU, -1 is all."""
 
     def __init__(self, path: Path, *, gpu_layers: int = 0) -> None:
-        self.path, self.gpu_layers = path, gpu_layers
+        self.path = path
         self._library = library()
         self._library.errors.clear()
         if gpu_layers != 0 and not C.llama_supports_gpu_offload():
@@ -73,7 +73,6 @@ class Model:
         self.vocab = C.llama_model_get_vocab(self.handle)
         self.vocab_size: int = C.llama_vocab_n_tokens(self.vocab)
         self.trained_window: int = C.llama_model_n_ctx_train(self.handle)
-        self.heads: int = C.llama_model_n_head(self.handle)
         self.parameters: int = C.llama_model_n_params(self.handle)
         self._pieces: dict[int, bytes] = {}
 
