@@ -64,25 +64,41 @@ class PostgresHome:
                 "Run MindFu as its owner, or remove it, or choose another MINDFU_HOME.",
             )
 
+    @property
+    def pid_file(self) -> Path:
+        return self.data / "postmaster.pid"
+
     def postmaster(self) -> int | None:
-        """The process id of the running server, ready or not; None where there is none. Survives a stale pid file."""
+        """The process id of the running server, ready or not; None where there is none, whatever a stale file says."""
+        pid = self._living_pid()
+        return pid if pid is not None and self._is_ours(pid) else None
+
+    def ready(self) -> bool:
+        """Whether the running server says that it takes connections."""
+        if self.postmaster() is None:
+            return False
+        lines = self.pid_file.read_text().splitlines()
+        return len(lines) >= 8 and lines[7].strip() == "ready"  # the eighth line, as pg_ctl reads it
+
+    def forget_stranger(self) -> None:
+        """Remove a pid file whose number a stranger has got since, as in a restarted container.
+
+        PostgreSQL would take the stranger for its server. Every other stale file is left to its own, better checks.
+        """
+        pid = self._living_pid()
+        if pid is not None and not self._is_ours(pid):
+            self.pid_file.unlink()
+
+    def _living_pid(self) -> int | None:
         try:
-            pid = int((self.data / "postmaster.pid").read_text().split("\n", 1)[0])
+            pid = int(self.pid_file.read_text().split("\n", 1)[0])
             os.kill(pid, 0)
         except (FileNotFoundError, ProcessLookupError, PermissionError, ValueError):
             return None
-        return pid if self._is_ours(pid) else None
-
-    def ready(self) -> bool:
-        """Whether the server says that it takes connections."""
-        try:
-            lines = (self.data / "postmaster.pid").read_text().splitlines()
-        except FileNotFoundError:
-            return False
-        return len(lines) >= 8 and lines[7].strip() == "ready"  # the eighth line, as pg_ctl reads it
+        return pid
 
     def _is_ours(self, pid: int) -> bool:
-        """Whether the process is this server, and not a stranger that got its number after a restart."""
+        """Whether a living process is this server."""
         try:
             command = Path(f"/proc/{pid}/cmdline").read_bytes()
         except FileNotFoundError:

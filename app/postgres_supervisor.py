@@ -11,6 +11,7 @@ Deliberately knows nothing of SQL. Imports no pydantic, so that it starts fast a
 """
 
 import asyncio
+import contextlib
 import fcntl
 import json
 import os
@@ -21,6 +22,7 @@ import sys
 from asyncio.subprocess import DEVNULL, STDOUT, Process
 from collections.abc import Callable
 from pathlib import Path
+from subprocess import SubprocessError
 
 from app.errors import MindFuError, Misconfigured, Unavailable
 from app.postgres_home import PostgresHome, binaries
@@ -70,13 +72,15 @@ class Supervisor:
         server = await asyncio.start_unix_server(self._attend, sock=listener)
         self._count(0)
         keeping = asyncio.create_task(self._keep_running())
-        try:
-            await self._stopping.wait()
-        finally:
-            server.close()  # whoever comes from now on starts the next supervisor, which waits for our end
-            keeping.cancel()
-            await asyncio.gather(keeping, return_exceptions=True)
-            await self._stop_server()
+        keeping.add_done_callback(lambda _: self._stopping.set())  # it ends by a bug only
+        await self._stopping.wait()
+        server.close()  # whoever comes from now on starts the next supervisor, which waits for our end
+        keeping.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            try:
+                await keeping
+            finally:
+                await self._stop_server()
 
     async def _attend(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._count(+1)
@@ -105,7 +109,7 @@ class Supervisor:
         while True:
             try:
                 server = await self._start_server()
-            except (MindFuError, OSError) as error:
+            except (MindFuError, OSError, SubprocessError) as error:
                 say(f"PostgreSQL does not start: {error}")
                 self._tell(error if isinstance(error, MindFuError) else Unavailable("database", str(error)))
                 await asyncio.sleep(RETRY_S)
@@ -119,7 +123,7 @@ class Supervisor:
         """Return when a server takes connections: our child, or None for one that was running already."""
         if self.home.postmaster() is None:
             as_user = await self._prepare()
-            (self.home.data / "postmaster.pid").unlink(missing_ok=True)  # stale, as just seen
+            self.home.forget_stranger()
             say("starting PostgreSQL")
             server = await self._spawn(as_user)
         else:

@@ -29,7 +29,13 @@ class User(NamedTuple):
 
 
 def nobody() -> User:
-    entry = pwd.getpwnam("nobody")
+    try:
+        entry = pwd.getpwnam("nobody")
+    except KeyError as error:
+        remedy = "Run MindFu as an ordinary user, or set MINDFU_POSTGRES_URL."
+        raise Misconfigured(
+            "MINDFU_HOME", "PostgreSQL may not run as root, and no user `nobody` exists", remedy
+        ) from error
     return User(entry.pw_uid, entry.pw_gid)
 
 

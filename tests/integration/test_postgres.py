@@ -138,8 +138,9 @@ async def test_the_successor_of_a_killed_supervisor_adopts_the_running_server(ho
     await until(lambda: server.postmaster() is None)
 
 
-async def test_a_pool_without_its_server_is_there_when_the_server_is(home: Path) -> None:
+async def test_a_pool_without_its_server_is_there_when_the_server_is(stopped_home: Path, tmp_path: Path) -> None:
     """`open_pool` returns although nobody listens; statements raise Unavailable, until one gets through."""
+    home = copied(stopped_home, tmp_path / "home")  # a URL has no way to write the comma of `home`
     by_url = await open_pool(f"postgresql://postgres@/postgres?host={PostgresHome(home).run}", home)
     with pytest.raises(Unavailable), reaching_postgres():
         await by_url.fetchval("select 1")
@@ -147,6 +148,15 @@ async def test_a_pool_without_its_server_is_there_when_the_server_is(home: Path)
     assert await by_url.fetchval("select count(*) from turns") == 0
     await by_url.close()
     await embedded.close()
+
+
+async def test_a_pid_file_whose_number_a_stranger_has_now_does_not_keep_the_server_from_starting(home: Path) -> None:
+    """After a container's restart the old server's number may be anybody's: here it is this test's own process."""
+    PostgresHome(home).pid_file.write_text(f"{os.getpid()}\n{PostgresHome(home).data}\n1\n5432\n\n\n1 1\nready\n")
+    assert PostgresHome(home).postmaster() is None
+    pool = await open_pool(None, home)
+    assert await pool.fetchval("select 1") == 1
+    await pool.close()
 
 
 async def test_a_home_with_a_long_path_gets_its_sockets_elsewhere(home: Path, tmp_path: Path) -> None:
