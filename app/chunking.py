@@ -34,7 +34,9 @@ WINDOW_CHUNKS = {"text": 16}  # length of a window, in chunks; the cost per char
 STRUCTURED_WINDOW_CHUNKS = 64  # Markdown and code have boundaries that are known only with what is around them
 NON_SPACE = re.compile(r"\S")
 
-WRAPPED_CHARS = 40  # shorter lines are verse, tables and lists, not wrapped prose
+WRAPPED_CHARS = 40  # narrower blocks of lines are verse, tables and lists, not wrapped prose
+SHORT_CHARS = 20  # a line so short ends where it does for a reason
+SENTENCE_ENDS = (".", "!", "?", ":", ";")
 WRAP_TOLERANCE = 0.85  # lines of proportional type differ by so much in characters
 LIST_ITEM = re.compile(r"\s|[-*+•·–—|>#]\s?|\d{1,2}(?:\.\d{1,2})*\s|\(?(?:[A-Za-z]|\d{1,3}|[ivx]+)[.)]\s")
 
@@ -91,18 +93,23 @@ def spans(text: str, *, kind: Kind, chunk_chars: int, overlap_chars: int) -> Ite
 def unwrap(text: str) -> str:
     """The text with a space for each line end that only wraps a paragraph. Same length, so that offsets hold.
 
-    A line end wraps where the next line's first word would not have fitted, by the longest line near by.
+    A line end wraps where the next line's first word would not have fitted, by the longest line near by. At the end of
+    a sentence it may as well be a paragraph's end, and stays: a cut does no harm there.
     """
     lines = text.split("\n")
-    lengths = [len(line) for line in lines]
     pieces = []
     for number, line in enumerate(lines[:-1]):
-        following = lines[number + 1]
-        width = max(lengths[max(0, number - 3) : number + 4])
-        full = len(line) + 1 + len(following.split(" ", 1)[0]) > WRAP_TOLERANCE * width
-        wraps = full and line and following and width >= WRAPPED_CHARS and not LIST_ITEM.match(following)
+        wraps = len(line) > SHORT_CHARS and _wraps(lines, number)
         pieces += [line, " " if wraps else "\n"]
     return "".join([*pieces, lines[-1]])
+
+
+def _wraps(lines: Sequence[str], number: int) -> bool:
+    line, following = lines[number], lines[number + 1]
+    width = max(len(near) for near in lines[max(0, number - 3) : number + 4])
+    full = len(line) + 1 + len(following.split(" ", 1)[0]) > WRAP_TOLERANCE * width
+    prose = following != "" and width >= WRAPPED_CHARS and not LIST_ITEM.match(following)
+    return full and prose and not line.endswith(SENTENCE_ENDS)
 
 
 def _splitter(kind: Kind, chars: int, overlap: int) -> TextSplitter | MarkdownSplitter | CodeSplitter:

@@ -99,7 +99,7 @@ PDF_START = re.compile(rb"(?:\xef\xbb\xbf)?\s*%PDF-\d")
 PDF_START_BYTES = 1024  # readers accept other bytes before the mark, up to here
 WIDE_MARKS = (b"\xff\xfe", b"\xfe\xff")  # UTF-16 and UTF-32: their NULs are no sign of binary data
 BINARY = re.compile(rb"[\x00-\x08\x0e-\x1a\x1c-\x1f]")  # characters that no text file has
-HTML_START = re.compile(rb"\s*(?:<!--.*?-->\s*)*<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
+HTML_START = re.compile(rb"\s*(?:<!--(?>.*?-->)\s*)*<(?:!doctype\s+html|html)\b", re.IGNORECASE | re.DOTALL)
 EXTENSION = re.compile(r"\.([A-Za-z0-9]{1,12})$")
 HEAD_BYTES = 65_536  # looked at for control characters
 

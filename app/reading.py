@@ -77,7 +77,7 @@ class Reader:
 
         Raises TooLarge, UnsupportedMedia (not a kind that we read, or not what it is called) and UnreadableDocument.
         """
-        limits = self._limits
+        name, limits = file_name(name), self._limits
         if len(data) > limits.max_bytes:
             raise TooLarge(f"'{name}'", len(data), limits.max_bytes, "bytes", "documents.max_bytes")
         if not data:
@@ -88,7 +88,7 @@ class Reader:
             reply, text = await self._parse(data, name, found, charset[1] if charset else None)
         return ReadText(
             text=text,
-            title=reply.title or file_name(name),
+            title=reply.title or name or "untitled",
             kind=found.kind,
             media_type=found.media_type,
             page_starts=reply.page_starts if found.reader == "pdf" else (),

@@ -50,12 +50,18 @@ def limit_resources(seconds: float, memory_bytes: int) -> None:
     with contextlib.suppress(OSError):  # Linux only: where the machine runs out of memory, this process goes first
         Path("/proc/self/oom_score_adj").write_text("1000")
     os.nice(NICENESS)
-    cpu_seconds = int(seconds) + 1
-    resource.setrlimit(resource.RLIMIT_CPU, (cpu_seconds, cpu_seconds + 1))
-    resource.setrlimit(resource.RLIMIT_AS, (memory_bytes, memory_bytes))
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    resource.setrlimit(resource.RLIMIT_FSIZE, (0, 0))
+    _limit(resource.RLIMIT_CPU, int(seconds) + 1)
+    _limit(resource.RLIMIT_CORE, 0)
+    _limit(resource.RLIMIT_FSIZE, 0)
+    if sys.platform == "linux":  # macOS refuses or ignores it
+        _limit(resource.RLIMIT_AS, memory_bytes)
     signal.setitimer(signal.ITIMER_REAL, seconds)
+
+
+def _limit(kind: int, value: int) -> None:
+    _, hard = resource.getrlimit(kind)
+    value = value if hard == resource.RLIM_INFINITY else min(value, hard)
+    resource.setrlimit(kind, (value, value))
 
 
 def read(job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], str]:

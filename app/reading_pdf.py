@@ -5,6 +5,7 @@ Not read: images (there is no OCR), annotations, forms and attachments.
 """
 
 import io
+import re
 from collections.abc import Iterator
 
 from app.chunking import unwrap
@@ -12,6 +13,7 @@ from app.reading_text import Refused, clean
 
 PASSWORD_ERROR = 4  # PDFium's FPDF_ERR_PASSWORD
 ENCRYPTED = "it is encrypted and opens with a password only"
+HYPHEN_AT_LINE_END = re.compile(r"(?<=\w)-\n(?=\w)")  # of a compound or a number: it stays, and the line end goes
 LIGATURES = str.maketrans({"ﬀ": "ff", "ﬁ": "fi", "ﬂ": "fl", "ﬃ": "ffi", "ﬄ": "ffl", "ﬅ": "st", "ﬆ": "st"})
 
 
@@ -53,8 +55,10 @@ def by_pypdf(data: bytes, max_pages: int) -> tuple[str | None, Iterator[str]]:
 
 
 def _paragraphs(page: str) -> str:
-    """PDF knows lines, not paragraphs. U+FFFE is what PDFium puts for a hyphen and the line end behind it."""
-    return unwrap(clean(page.replace("\ufffe", "").translate(LIGATURES)).strip("\n"))
+    """PDF knows lines, not paragraphs. U+FFFE is PDFium's for a hyphen that only divides a word at a line end."""
+    lines = clean(page.replace("\ufffe", "").translate(LIGATURES)).split("\n")
+    text = "\n".join(line.rstrip() for line in lines).strip("\n")
+    return unwrap(HYPHEN_AT_LINE_END.sub("-", text))
 
 
 def _refuse_cut_off(data: bytes) -> None:

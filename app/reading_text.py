@@ -4,13 +4,20 @@ import codecs
 import re
 
 TITLE_CHARS = 200
-PLACEHOLDER_TITLES = ("", "untitled", "word document", "microsoft word")  # written by programs, not by people
+PLACEHOLDER_TITLES = (
+    "",
+    "untitled",
+    "(anonymous)",
+    "(unspecified)",
+    "word document",
+    "microsoft word",
+)  # written by programs, not by people
 
 # Control characters, marks of byte order and non-characters: no reader sees them, PostgreSQL or UTF-8 refuse some.
 CONTROL = re.compile("[\x00-\x08\x0e-\x1f\x7f-\x84\x86-\x9f\ufeff\ufffe\uffff]")
 LINE_END = re.compile("\r\n?|[\x0b\x0c\x85\u2028\u2029]")
 SURROGATE = re.compile("[\ud800-\udfff]")
-MARKDOWN_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+(.+?)[ \t#]*$", re.MULTILINE)
+MARKDOWN_HEADING = re.compile(r"^ {0,3}#{1,6}[ \t]+([^\s#].*)$", re.MULTILINE)
 
 BYTE_ORDER_MARKS = (  # longest first: UTF-32's little-endian mark begins with UTF-16's
     (codecs.BOM_UTF32_LE, "utf-32"),
@@ -42,14 +49,15 @@ def clean_title(title: str | None) -> str | None:
 
 
 def file_name(name: str) -> str:
-    """The name without its folders, as a title; browsers on Windows used to send those, too."""
-    return clean_title(re.split(r"[\\/]", name)[-1]) or "untitled"
+    """The name without its folders, which browsers used to send; on one line, and the end of it if it is long."""
+    plain = " ".join(clean(re.split(r"[\\/]", name)[-1]).split())
+    return plain if len(plain) <= TITLE_CHARS else "…" + plain[1 - TITLE_CHARS :]
 
 
 def first_heading(markdown: str) -> str | None:
     """The first "# heading" line. One in a code block counts as well: it would take a parser to know."""
     found = MARKDOWN_HEADING.search(markdown)
-    return clean_title(found[1]) if found else None
+    return clean_title(found[1].rstrip(" \t#")) if found else None
 
 
 def decode(data: bytes, charset: str | None = None) -> str:

@@ -142,7 +142,7 @@ class Librarian:
             tenant=tenant,
             collection=collection,
             title=clean_title(title) or read.title,
-            name=file_name(name),
+            name=file_name(name) or None,
             media_type=read.media_type,
             sha256=key[2],
             size=len(data),

@@ -37,6 +37,24 @@ async def test_a_pdf_is_read_with_its_pages(reader):
     assert read.chunks[0].text.endswith(".")
 
 
+async def test_a_real_form_is_read_in_whole_sentences():
+    """The W-2 of 2007: title and pages; wrapped lines are joined, and a number that a line end divided."""
+    read = await Reader(DocumentSettings()).read(documents.real_pdf("fw2.pdf"), name="fw2.pdf")
+    assert (read.title, len(read.page_starts)) == ("2007 Form W-2", 11)
+    assert "You may also print out copies for filing with state or local governments" in read.text
+    assert "1-800-TAX-FORM (1-800-829-3676)" in read.text
+    moving = next(chunk for chunk in read.chunks if "Excludable moving expense reimbursements paid" in chunk.text)
+    assert moving.page == 9
+
+
+async def test_a_real_manual_is_read_whole():
+    """122 pages, and a placeholder for a title."""
+    read = await Reader(DocumentSettings()).read(documents.real_pdf("rml-reference.pdf"), name="rml-reference.pdf")
+    assert (read.title, len(read.page_starts)) == ("rml-reference.pdf", 122)
+    assert {chunk.page for chunk in read.chunks} == set(range(1, 122))  # the last page has two lines, in its chunk
+    assert max(len(chunk.text) for chunk in read.chunks) <= 512
+
+
 @pytest.mark.parametrize(
     ("name", "data", "title", "kind"),
     [
@@ -45,6 +63,7 @@ async def test_a_pdf_is_read_with_its_pages(reader):
         ("notes.md", b"# My notes\n\nText", "My notes", "markdown"),
         ("C:\\fakepath\\notes.txt", b"Text", "notes.txt", "text"),
         ("../../etc/notes\0.txt", b"Text", "notes.txt", "text"),
+        ("x" * 300 + ".py", b"x = 1", "…" + "x" * 196 + ".py", "python"),
         ("main.py", b"# not a heading\nx = 1\n", "main.py", "python"),
         ("data.json", b'{"a": ' + b"[" * 100_000, "data.json", "text"),  # read, not parsed
     ],

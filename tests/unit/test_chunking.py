@@ -84,6 +84,7 @@ def test_unwrapping_keeps_every_offset(text):
     [
         "Title\n\n" + "word " * 12 + "\n\nBody",  # blank lines
         "- " + "word " * 12 + "\n- " + "word " * 12,  # a list
+        "The paragraph before this one ends near the margin here.\nCombination is the next heading, which stays apart.",
         "Roses are red,\nviolets are blue.",  # verse
         "    indented code is long enough to look wrapped here\n    indented code is long enough to look wrapped here",
     ],

@@ -61,3 +61,9 @@ def test_a_contradiction_is_refused_naming_both_sides(name, data, media_type, na
         recognise(name, data, media_type)
     assert named in str(caught.value)
     assert ".docx" in caught.value.supported
+
+
+def test_a_page_of_comments_takes_no_time():
+    """Comments could be matched in exponentially many ways."""
+    assert recognise("a", b"<!---->" * 500, None) == TEXT
+    assert recognise("a", b"<!---->" * 500 + b"<html>", None) == HTML

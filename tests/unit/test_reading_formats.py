@@ -44,6 +44,7 @@ def test_cleaning_leaves_what_every_store_takes():
     [
         (" A\r\n title\0 ", "A title"),
         ("untitled", None),
+        ("(anonymous)", None),  # ReportLab
         ("", None),
         (None, None),
         ("x" * 300, "x" * 199 + "…"),
@@ -58,6 +59,7 @@ def test_the_first_heading_of_markdown_is_its_title():
     """Without its marks."""
     assert first_heading("intro\n\n## The *plan* ##\n# Later") == "The *plan*"
     assert first_heading("#hashtag, no heading") is None
+    assert first_heading("# " + " " * 1_000_000 + "\n#\n# #") is None  # and takes no time
 
 
 @pytest.mark.parametrize("parse", [by_pdfium, by_pypdf])
