@@ -116,15 +116,13 @@ class Embedder:
                     job.vector.set_result(vector)
 
     def _next(self) -> list[_Window]:
-        """Up to batch_size windows that somebody still waits for; empty when there are none."""
+        """The windows of the next pass: what somebody still waits for, of one kind; none when nobody waits."""
         passages_first = self._query_passes >= PATIENCE
         for waiting in (self._passages, self._queries) if passages_first else (self._queries, self._passages):
-            batch: list[_Window] = []
-            while waiting and len(batch) < self._settings.batch_size:
-                job = waiting.popleft()
-                if not job.vector.done():
-                    batch.append(job)
-            if batch:
+            while waiting and waiting[0].vector.done():
+                waiting.popleft()
+            if waiting:
+                size = self._model.batch((job.tokens for job in waiting), most=self._settings.batch_size)
                 self._query_passes = self._query_passes + 1 if waiting is self._queries else 0
-                return batch
+                return [waiting.popleft() for _ in range(size)]
         return []
