@@ -31,14 +31,18 @@ class Admission(Generic[A]):
         self.free_cells = cells
         self.waiting: deque[A] = deque()
 
+    def knock(self, retry_after_s: float) -> None:
+        """Raise Overloaded where nobody could enter now, whatever the size."""
+        if self.waiting or not self.free_slots:
+            self._need_place(retry_after_s)
+
     def enter(self, applicant: A, retry_after_s: float) -> None:
         """Give a slot, or a place in the queue. Raises Overloaded, with the time to wait, where the queue is full."""
         assert applicant.cells <= self.cells, "no request may need more than the whole cache"
         if not self.waiting and self._fits(applicant):
             self._grant(applicant)
-        elif len(self.waiting) >= self.queue:
-            raise Overloaded(len(self.waiting), self.queue, retry_after_s)
         else:
+            self._need_place(retry_after_s)
             self.waiting.append(applicant)
 
     def leave(self, applicant: A) -> list[A]:
@@ -54,6 +58,10 @@ class Admission(Generic[A]):
             admitted.append(self.waiting.popleft())
             self._grant(admitted[-1])
         return admitted
+
+    def _need_place(self, retry_after_s: float) -> None:
+        if len(self.waiting) >= self.queue:
+            raise Overloaded(len(self.waiting), self.queue, retry_after_s)
 
     def _fits(self, applicant: A) -> bool:
         return bool(self.free_slots) and applicant.cells <= self.free_cells

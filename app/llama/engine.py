@@ -46,6 +46,7 @@ class Engine:
 
         Raises InvalidRequest, ContextTooLong or Overloaded before the first item, EngineFailed at any time.
         """
+        self._steps.knock()
         stream = Stream(asyncio.get_running_loop())
         job = await asyncio.to_thread(self._job, request, stream)
         self._steps.enter(job)

@@ -10,6 +10,8 @@ import logging
 import threading
 import time
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from app.errors import EngineFailed, Overloaded
@@ -63,16 +65,17 @@ class StepLoop:
 
     # For any thread
 
+    def knock(self) -> None:
+        """Raise Overloaded at once where a job would be refused anyway, before anybody makes one."""
+        with self._change, self._counting_refusals():
+            self._admission.knock(self._retry_after_s())
+
     def enter(self, job: Job) -> None:
         """Begin with a job, now or when its turn comes. Raises Overloaded, or EngineFailed after a close."""
-        with self._change:
+        with self._change, self._counting_refusals():
             if self._closing:
                 raise EngineFailed("the engine is closed")
-            try:
-                self._admission.enter(job, self._retry_after_s())
-            except Overloaded:
-                self._stats.refused += 1
-                raise
+            self._admission.enter(job, self._retry_after_s())
             if job.slot >= 0:
                 self._admit([job])
 
@@ -115,6 +118,14 @@ class StepLoop:
         self._thread.join()
 
     # With the lock held
+
+    @contextmanager
+    def _counting_refusals(self) -> Iterator[None]:
+        try:
+            yield
+        except Overloaded:
+            self._stats.refused += 1
+            raise
 
     def _admit(self, jobs: list[Job]) -> None:
         now = time.perf_counter()

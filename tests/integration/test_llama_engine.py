@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
@@ -11,8 +12,12 @@ import pytest
 from gguf_factory import chain_model, random_model, vocabulary
 
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, Misconfigured, Overloaded
-from app.llama.engine import Engine
-from app.llama.job import Job, Stream
+from app.llama.admission import Admission
+from app.llama.context import Context
+from app.llama.engine import Engine, default_threads
+from app.llama.job import Item, Job, Stream
+from app.llama.model import Model
+from app.llama.steps import StepLoop
 from app.llama.text import AnswerText
 from app.messages import Delta, Done, Generate, Message, Sampling
 from app.settings import LLMSettings
@@ -285,6 +290,28 @@ async def test_a_batch_that_fails_ends_its_requests_and_no_others(start: Start, 
     assert (stats.failed, stats.finished, stats.cells_reserved) == (1, 1, 0)
 
 
+async def test_without_room_in_the_cache_the_youngest_makes_way(random_gguf: Path):
+    """Admission reserves room, so this takes one that promises more cells than there are: the elder answer goes on."""
+    model = Model(random_gguf)
+    context = Context(model, cells=256, slots=2, batch_tokens=64, threads=1)
+    steps = StepLoop(model, context, Admission(slots=2, cells=10**6, queue=0), flush_s=0.0)
+    streams = [Stream(asyncio.get_running_loop()) for _ in range(2)]
+    for stream in streams:
+        steps.enter(Job(np.full(100, 65, np.int32), 100, Sampling(seed=1), AnswerText(), stream))
+    elder, younger = [await last(stream) for stream in streams]
+    assert isinstance(younger, EngineFailed)
+    assert isinstance(elder, Done)
+    assert elder.usage.completion_tokens > 28
+    steps.close()
+    context.close()
+
+
+async def last(stream: Stream) -> Item:
+    while isinstance(item := (await stream.take())[-1], Delta):
+        pass
+    return item
+
+
 async def test_many_requests_and_departures_leave_nothing_behind(start: Start, random_gguf: Path):
     """200 of all lengths, a third of which leave after a random number of pieces: slots, cells and queue end empty."""
     engine = start(random_gguf, queue=200, batch_tokens=64, cache_tokens=1024)
@@ -392,3 +419,17 @@ def test_a_damaged_file_stops_the_start_with_the_reason(start: Start, random_ggu
     damaged.write_bytes(random_gguf.read_bytes()[:-5000])
     with pytest.raises(Misconfigured, match=r"does not load \(.*(bounds|corrupted)"):
         start(damaged)
+
+
+def test_small_models_decode_on_one_thread():
+    """A large one takes the CPUs that the process may use."""
+    assert default_threads(10**7) == 1
+    assert default_threads(10**9) == len(os.sched_getaffinity(0))
+
+
+def test_llama_cpp_speaks_through_logging(start: Start, random_gguf: Path, caplog: pytest.LogCaptureFixture, capfd):
+    """At debug level; nothing goes to the terminal."""
+    with caplog.at_level("DEBUG", logger="app.llama.model"):
+        start(random_gguf)
+    assert any("llama" in record.message for record in caplog.records)
+    assert capfd.readouterr() == ("", "")

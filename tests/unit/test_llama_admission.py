@@ -58,6 +58,16 @@ def test_a_full_queue_refuses_with_the_time_to_wait():
     assert (caught.value.waiting, caught.value.limit, caught.value.retry_after_s) == (1, 1, 7.0)
 
 
+def test_a_knock_is_answered_like_an_entry():
+    """Nobody prepares a request for a queue that is full; with room left anybody may try."""
+    admission = Admission[Request](slots=1, cells=100, queue=1)
+    for cells in (10, 10):
+        admission.knock(1.0)
+        entered(admission, cells)
+    with pytest.raises(Overloaded):
+        admission.knock(1.0)
+
+
 def test_without_a_queue_a_free_slot_still_serves():
     """queue=0 means that nobody waits, not that nobody is served."""
     admission = Admission[Request](slots=1, cells=100, queue=0)
