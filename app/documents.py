@@ -9,6 +9,7 @@ the lock of a process that died is free, and a row in passing whose lock is free
 Needs connections that are ours for their life: PgBouncer must pool sessions, not transactions.
 """
 
+import asyncio
 import contextlib
 import hashlib
 import json
@@ -30,6 +31,8 @@ State = Literal["ingesting", "ready", "deleting"]
 
 ID = re.compile(r"doc_[0-9a-f]{28}")
 METADATA_BYTES = 16_000
+HOLDS = 4  # at a time, each with one of the pool's eight connections
+POLL_S = 0.2  # how often somebody who waits looks; without a connection, so that the waiting keep nobody waiting
 SQL = queries("documents.sql")
 
 
@@ -61,10 +64,18 @@ class Row(NamedTuple):
 
 
 class Documents:
-    """The table, through a pool of connections (see app/postgres.py). Every method may raise Unavailable."""
+    """The table, through a pool of connections (see app/postgres.py), which is closed with it.
+
+    Every method may raise Unavailable.
+    """
 
     def __init__(self, pool: asyncpg.Pool) -> None:
         self._pool = pool
+        self._holds = asyncio.Semaphore(HOLDS)
+
+    async def close(self) -> None:
+        """Return the connections and close the pool."""
+        await self._pool.close()
 
     async def get(self, tenant: str, document_id: str) -> Row:
         """A document in any state. Raises NotFound."""
@@ -97,18 +108,20 @@ class Documents:
             return tuple(map(_row, await self._pool.fetch(SQL["unfinished"])))
 
     @asynccontextmanager
-    async def hold(self, tenant: str, collection: str, sha256: str) -> AsyncIterator["Held"]:
+    async def hold(self, document: Document) -> AsyncIterator["Held"]:
         """The right to change the document with this content; waits for whoever has it."""
-        async with self._connection() as connection:
-            with reaching_postgres():
-                await connection.execute(SQL["lock"], _lock_number(tenant, collection, sha256))
-            yield Held(connection, tenant, collection, sha256)
+        while True:
+            async with self.hold_idle(document) as held:
+                if held is not None:
+                    yield held
+                    return
+            await asyncio.sleep(POLL_S)
 
     @asynccontextmanager
     async def hold_idle(self, document: Document) -> AsyncIterator["Held | None"]:
         """The same right, or None when somebody has it."""
         key = (document.tenant, document.collection, document.sha256)
-        async with self._connection() as connection:
+        async with self._holds, self._connection() as connection:
             with reaching_postgres():
                 free = await connection.fetchval(SQL["try_lock"], _lock_number(*key))
             yield Held(connection, *key) if free else None

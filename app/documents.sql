@@ -1,7 +1,4 @@
--- lock: wait until nobody else works on a content
-select pg_advisory_lock($1)
-
--- try_lock: the same, or false at once
+-- try_lock: the right to work on a content, until unlocked or disconnected; false when somebody has it
 select pg_try_advisory_lock($1)
 
 -- of_content: what a collection holds of a content

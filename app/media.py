@@ -12,16 +12,16 @@ from typing import Literal
 from app.chunking import Kind
 from app.errors import UnsupportedMedia
 
-Reader = Literal["pdf", "docx", "html", "text"]
+Parser = Literal["pdf", "docx", "html", "text"]
 
 DOCX_TYPE = "application/vnd.openxmlformats-officedocument.wordprocessingml.document"
 
 
 @dataclass(frozen=True, slots=True)
 class Format:
-    """A kind of file: who reads it, how its text is cut, and its media type."""
+    """A kind of file: what parses it, how its text is cut, and its media type."""
 
-    reader: Reader
+    parser: Parser
     kind: Kind
     media_type: str
     label: str
@@ -111,7 +111,7 @@ def recognise(name: str, data: bytes, media_type: str | None = None) -> Format:
         raise UnsupportedMedia(name, actual, SUPPORTED)
     found = EXTENSION.search(name)
     named = FORMATS.get(found[1].lower()) if found else None
-    if found and named is None and actual.reader not in ("pdf", "docx"):
+    if found and named is None and actual.parser not in ("pdf", "docx"):
         raise UnsupportedMedia(name, f"a .{found[1]} file", SUPPORTED)
     sent = _declared(media_type)
     for claimed, how in ((named, "named as"), (sent, f"sent as {media_type}, that is")):
@@ -147,4 +147,4 @@ def _declared(media_type: str | None) -> Format | None:
 
 def _family(known: Format) -> str:
     """HTML, Markdown, text and source code are one family: each can be named as each."""
-    return known.reader if known.reader in ("pdf", "docx") else "text"
+    return known.parser if known.parser in ("pdf", "docx") else "text"

@@ -91,14 +91,14 @@ class Reader:
             title=reply.title or name or "untitled",
             kind=found.kind,
             media_type=found.media_type,
-            page_starts=reply.page_starts if found.reader == "pdf" else (),
-            chunks=chunks_at(text, reply.spans, reply.page_starts if found.reader == "pdf" else ()),
+            page_starts=reply.page_starts if found.parser == "pdf" else (),
+            chunks=chunks_at(text, reply.spans, reply.page_starts if found.parser == "pdf" else ()),
         )
 
     async def _parse(self, data: bytes, name: str, found: Format, charset: str | None) -> tuple[Reply, str]:
         """Try the parsers in turn. One that has another behind it gets half of the time that is left."""
         ends_at = time.monotonic() + self._limits.read_timeout_s
-        parsers = PARSERS.get(found.reader, (found.reader,))
+        parsers = PARSERS.get(found.parser, (found.parser,))
         reasons: list[str] = []
         for number, parser in enumerate(parsers, start=1):
             left = max(0.1, ends_at - time.monotonic())
@@ -116,7 +116,7 @@ class Reader:
     def _job(self, parser: str, kind: Kind, charset: str | None, seconds: float) -> bytes:
         limits = self._limits
         job = {
-            "reader": parser,
+            "parser": parser,
             "kind": kind,
             "charset": charset,
             "seconds": seconds,

@@ -4,7 +4,7 @@ Standard input: a line of JSON, the job, then the bytes of the document until th
 the reply, then the text in UTF-8. The reply is one of
     {"title": …, "page_starts": […], "spans": [[start, end], …]}
     {"refused": why}    the document is at fault
-    {"failed": why}     this reader is at fault, another one may do better
+    {"failed": why}     the parser is at fault, another one may do better
 This module and what it imports stay free of pydantic and asyncio: the start of the process is part of every upload.
 """
 
@@ -22,7 +22,7 @@ from app.chunking import spans
 from app.reading_text import Refused, clean, clean_title, decode, first_heading
 
 MIB = 2**20
-NICENESS = 10  # answering goes before reading
+NICENESS = 5  # answering goes before reading, which still has a third of its weight
 
 
 def main() -> None:
@@ -39,7 +39,7 @@ def main() -> None:
     except MemoryError:
         reply = {"failed": f"it needs more memory than {job['memory_bytes'] // MIB} MiB"}
     except Exception as error:  # noqa: BLE001 – parsers raise whatever they like; the parent logs and decides
-        reply = {"failed": f"{job['reader']} says: {type(error).__name__}: {clean(str(error))[:300]}"}
+        reply = {"failed": f"{job['parser']} says: {type(error).__name__}: {clean(str(error))[:300]}"}
     replies.write(json.dumps(reply).encode() + b"\n" + text.encode())
     replies.flush()
     os._exit(0)  # a parser's threads and finalizers have no say in when this ends
@@ -79,7 +79,7 @@ def read(job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], str]:
             raise Refused(f"its text has more than {limit} characters, the limit (documents.max_text_chars)")
     text = "".join(pieces).rstrip()
     if not text:
-        scanned = " (a scan? images are not read, there is no OCR)" if job["reader"] in ("pdfium", "pypdf") else ""
+        scanned = " (a scan? images are not read, there is no OCR)" if job["parser"] in ("pdfium", "pypdf") else ""
         raise Refused(f"there is no text in it{scanned}")
     found = spans(text, kind=job["kind"], chunk_chars=job["chunk_chars"], overlap_chars=job["overlap_chars"])
     return {"title": clean_title(title), "page_starts": page_starts, "spans": list(found)}, text
@@ -87,7 +87,7 @@ def read(job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], str]:
 
 def extract(job: Mapping[str, Any], data: bytes) -> tuple[str | None, Iterable[str]]:
     """Title and pages; a document without pages is one."""
-    match job["reader"]:
+    match job["parser"]:
         case "pdfium":
             from app.reading_pdf import by_pdfium
 

@@ -32,7 +32,6 @@ from deployments.retriever import Handle
 
 UNCUT_CHARS = 8000  # of a text that stays one passage
 TEXT_TITLE_CHARS = 80  # of a title that is a text's first line
-WORKING = 4  # documents taken in or let go at a time: each holds one of the pool's eight connections
 RETRY_S = 5.0
 
 T = TypeVar("T")
@@ -69,11 +68,10 @@ class Librarian:
         self._settings = settings
         self._reader = Reader(settings)
         self._files = Files(home)
-        self._working = asyncio.Semaphore(WORKING)
         self._tasks: set[asyncio.Task[Any]] = set()
         secret = Secrets.from_env().postgres_url
         url = postgres_url or (secret.get_secret_value() if secret else None)
-        self._pool = asyncio.create_task(open_pool(url, home))
+        self._store = asyncio.create_task(_open_documents(url, home))
         self._recovery = asyncio.Lock()
         self._leftovers = asyncio.Event()
         self._leftovers.set()  # of earlier processes, perhaps
@@ -86,7 +84,7 @@ class Librarian:
         """Finish what is begun, then let PostgreSQL go."""
         self._clearing.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
-        await (await self._pool).close()
+        await (await self._store).close()
 
     async def add_text(self, tenant: str, text: NewText) -> Added:
         """Take in a text, or find that the collection has it. Raises InvalidRequest, TooLarge, Unavailable."""
@@ -194,7 +192,7 @@ class Librarian:
 
     async def _recover_one(self, documents: Documents, document: Document) -> bool:
         """Whether it was unfinished and nobody's."""
-        async with self._working, documents.hold_idle(document) as held:
+        async with documents.hold_idle(document) as held:
             row = await held.row() if held else None
             if held is None or row is None or row.state == "ready":
                 return False
@@ -203,7 +201,7 @@ class Librarian:
 
     async def _take_in(self, document: Document, data: bytes, chunks: tuple[Chunk, ...]) -> Added:
         documents = await self._documents()
-        async with self._working, documents.hold(document.tenant, document.collection, document.sha256) as held:
+        async with documents.hold(document) as held:
             row = await held.row()
             if row is not None and row.state == "ready":  # somebody else was faster
                 return Added(document=row.document, duplicate=True)
@@ -229,7 +227,7 @@ class Librarian:
 
     async def _delete(self, document: Document) -> Document:
         documents = await self._documents()
-        async with self._working, documents.hold(document.tenant, document.collection, document.sha256) as held:
+        async with documents.hold(document) as held:
             row = await held.row()
             if row is None or row.document.id != document.id:
                 raise NotFound("document", document.id)
@@ -282,7 +280,7 @@ class Librarian:
             logger.info("A document was not taken in or let go: %s", error)  # the caller, if there still is one, has it
 
     async def _documents(self) -> Documents:
-        return Documents(await asyncio.shield(self._pool))
+        return await asyncio.shield(self._store)
 
     def _cut(self, text: str) -> tuple[Chunk, ...]:
         return cut(text, chunk_chars=self._settings.chunk_chars, overlap_chars=self._settings.overlap_chars)
@@ -293,6 +291,10 @@ class Librarian:
             raise TooLarge("content", size, limits.max_bytes, "bytes", "documents.max_bytes")
         if chars > limits.max_text_chars:
             raise TooLarge("content", chars, limits.max_text_chars, "characters", "documents.max_text_chars")
+
+
+async def _open_documents(url: str | None, home: Path) -> Documents:
+    return Documents(await open_pool(url, home))
 
 
 def _uncut(text: str) -> tuple[Chunk, ...]:

@@ -300,6 +300,22 @@ async def test_a_failure_of_the_retriever_leaves_nothing(librarian, shelf, tmp_p
     assert (kept(tmp_path), shelf.chunks, await pool.fetchval("select count(*) from documents")) == ([], {}, 0)
 
 
+async def test_a_lost_connection_leaves_nothing(librarian, shelf, tmp_path, pool):
+    """PostgreSQL drops us in the middle: the upload fails, and what it left goes without a restart."""
+    shelf.open.clear()
+    upload = asyncio.create_task(librarian.add_text("acme", TEXT))
+    await shelf.entered.wait()
+    await pool.execute(
+        "select pg_terminate_backend(pid) from pg_locks where locktype = 'advisory' and pid <> pg_backend_pid()"
+    )
+    shelf.open.set()
+    with pytest.raises(Unavailable):
+        await upload
+    await librarian.recover()
+    assert (kept(tmp_path), shelf.chunks, await pool.fetchval("select count(*) from documents")) == ([], {}, 0)
+    assert not (await librarian.add_text("acme", TEXT)).duplicate
+
+
 async def test_a_full_disk_leaves_nothing(librarian, shelf, tmp_path):
     """The file store's failure is a 503, before anything is indexed."""
     (tmp_path / "files").write_text("in the way")
