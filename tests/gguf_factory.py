@@ -32,6 +32,7 @@ class Shape:
     kv_heads: int = 2
     feed_forward: int = 128
     fillers: int = 0
+    epsilon: float = 1e-5  # of the norms
 
 
 TINY = Shape()
@@ -136,7 +137,7 @@ def _add_sizes(writer: gguf.GGUFWriter, shape: Shape, size: int, template: str |
     writer.add_head_count(shape.heads)
     writer.add_head_count_kv(shape.kv_heads)
     writer.add_rope_dimension_count(shape.embedding // shape.heads)
-    writer.add_layer_norm_rms_eps(1e-5)
+    writer.add_layer_norm_rms_eps(shape.epsilon)
     writer.add_vocab_size(size)
     if template is not None:
         writer.add_chat_template(template)

@@ -12,7 +12,7 @@ from pathlib import Path
 from app.errors import Misconfigured
 
 TIMEOUT_S = 120.0
-REBUILD = "Build llama-cpp-python for this machine again, with AMX off (see the README)"
+REBUILD = "Build llama-cpp-python for this machine again, with AMX off (see the README), or use another GGUF"
 
 
 def probe(path: Path) -> None:
@@ -30,17 +30,21 @@ def probe(path: Path) -> None:
         raise Misconfigured("llm.model", f"llama.cpp dies of {name} on its first decode", REBUILD)
     if child.returncode:
         reason = (child.stderr.strip().splitlines() or ["no reason given"])[-1]
-        raise Misconfigured("llm.model", f"a trial decode of {path} failed ({reason})", "Use another GGUF")
+        raise Misconfigured("llm.model", f"a trial of it failed: {reason}", "Use another GGUF")
 
 
 def main(path: str) -> int:
-    """The child's side: 0 where decoding works."""
+    """The child's side: 0 where decoding works, else the last line on stderr says why not."""
     import numpy as np
 
     from app.llama.context import Context
     from app.llama.model import Model
 
-    context = Context(Model(Path(path)), cells=256, slots=1, batch_tokens=32, threads=1)
+    try:
+        context = Context(Model(Path(path)), cells=256, slots=1, batch_tokens=32, threads=1)
+    except Misconfigured as error:
+        sys.stderr.write(error.problem)
+        return 1
     context.add_chunk(0, np.zeros(8, np.int32), 0, last=True)
     return context.decode()
 

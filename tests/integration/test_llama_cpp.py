@@ -5,7 +5,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import pytest
-from gguf_factory import random_model
+from gguf_factory import Shape, random_model
 
 from app.errors import EngineFailed, Misconfigured
 from app.llama.probe import probe
@@ -75,6 +75,12 @@ def test_the_trial_tells_why_it_failed(gguf: Path, tmp_path: Path):
     damaged.write_bytes(gguf.read_bytes()[:-5000])
     with pytest.raises(Misconfigured, match="does not load"):
         probe(damaged)
+
+
+def test_a_crash_in_the_trial_is_an_error_and_not_a_crash(tmp_path: Path):
+    """A norm that llama.cpp asserts against aborts the child, as a bad build does with a segmentation fault."""
+    with pytest.raises(Misconfigured, match="dies of SIGABRT"):
+        probe(random_model(tmp_path / "fatal.gguf", Shape(epsilon=-1.0)))
 
 
 def test_the_demo_model_comes_with_the_package(tmp_path: Path):
