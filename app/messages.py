@@ -146,7 +146,7 @@ class Passage(Strict):
     title: str
     chunk: int
     text: str
-    score: float
+    score: float = Field(allow_inf_nan=False)
     page: int | None = None
     start: int
     end: int

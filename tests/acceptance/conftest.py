@@ -1,5 +1,6 @@
 """One running MindFu for all acceptance tests: started as a user starts it, taken down as a user takes it down."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -37,8 +38,11 @@ class Server:
 
     def replica(self, name: str) -> psutil.Process:
         """The process of a deployment's replica."""
-        family = psutil.Process(self.process.pid).children(recursive=True)
-        return next(process for process in family if f"mindfu:{name}" in " ".join(process.cmdline()))
+        for process in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it ended meanwhile
+                if f"mindfu:{name}" in " ".join(process.cmdline()):
+                    return process
+        raise AssertionError(name)
 
     def metric(self, name: str) -> float:
         """One sample of the Prometheus page."""

@@ -71,8 +71,8 @@ async def test_a_dying_engine_ends_its_streams_with_an_error_event_and_is_replac
                 async for line in answer.aiter_lines():
                     if line:
                         events.append(json.loads(line.removeprefix("data: ")) if "[DONE]" not in line else "[DONE]")
-                    if len(events) == 3:
-                        server.replica("LlamaCpp").kill()
+                        if len(events) == 3:
+                            server.replica("LlamaCpp").kill()
             return events
 
         events = await broken()
