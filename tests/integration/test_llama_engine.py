@@ -313,7 +313,7 @@ async def last(stream: Stream) -> Item:
 
 
 async def test_many_requests_and_departures_leave_nothing_behind(start: Start, random_gguf: Path):
-    """200 of all lengths, a third of which leave after a random number of pieces: slots, cells and queue end empty."""
+    """200 of all lengths, many of which leave between two pieces or at any other moment: all ends empty."""
     engine = start(random_gguf, queue=200, batch_tokens=64, cache_tokens=1024)
     dice = random.Random(1)
 
@@ -324,22 +324,20 @@ async def test_many_requests_and_departures_leave_nothing_behind(start: Start, r
             sampling=Sampling(temperature=dice.choice([0, 1]), frequency_penalty=dice.choice([0, 1]), seed=number),
             stop=dice.choice([(), ("e",), ("zz", "th")]),
         )
-        patience = dice.choice([0, 3, 10**6, 10**6, 10**6])
-        items = engine.generate(request)
-        try:
-            async for _ in items:
-                if patience == 0:
-                    break
-                patience -= 1
-        finally:
-            await items.aclose()
+        patience, deadline_s = dice.choice([0, 3, 10**6, 10**6, 10**6]), dice.choice([None, None, dice.random()])
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(deadline_s), contextlib.aclosing(engine.generate(request)) as items:
+                async for _ in items:
+                    if patience == 0:
+                        break
+                    patience -= 1
 
     await asyncio.gather(*map(one, range(200)))
     await idle(engine)
     stats = engine.stats()
     assert (stats.waiting, stats.cells_reserved, stats.failed, cells_held(engine)) == (0, 0, 0, 0)
-    assert stats.finished + stats.cancelled == 200
-    assert stats.cancelled > 20
+    assert stats.finished + stats.cancelled <= 200  # some left before they entered
+    assert min(stats.finished, stats.cancelled) > 20
 
 
 async def test_closing_fails_what_runs_and_what_waits(start: Start, alphabet_gguf: Path):
