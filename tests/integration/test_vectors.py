@@ -236,10 +236,15 @@ def test_two_processes_never_open_the_same_folder(tmp_path: Path):
 
 def test_a_creation_cut_short_is_made_anew(tmp_path: Path):
     """A crash within `create` leaves a folder that no one mistakes for a collection."""
-    (tmp_path / ".new-docs").mkdir()
     store = EdgeVectors(tmp_path)
     store.create("docs", SPACE)
+    store.close()
+    (tmp_path / "docs" / "collection.json").unlink()  # it is written last
+    store = EdgeVectors(tmp_path)
+    assert store.search(near(EAST)) == ()
+    store.create("docs", SPACE)
     assert store.count("docs", "default") == 0
+    assert len([child for child in (tmp_path / "docs").iterdir() if child.is_dir()]) == 1
     store.close()
 
 
@@ -250,12 +255,63 @@ def test_a_damaged_shard_is_reported_and_left_alone(tmp_path: Path):
         store.create(name, SPACE)
         store.upsert(document("a", "x", collection=name), np.stack([EAST]))
     store.close()
-    (tmp_path / "bad" / "edge_config.json").write_text("{")
+    (config,) = (tmp_path / "bad").glob("*/edge_config.json")
+    config.write_text("{")
     store = EdgeVectors(tmp_path)
     assert store.count("good", "default") == 1
     with pytest.raises(Unavailable, match="vector store"):
         store.count("bad", "default")
     store.close()
+    assert config.exists()
+
+
+async def test_a_write_is_on_the_disk_after_a_rest(tmp_path: Path):
+    """Some seconds after the last write there is nothing that a power cut would take."""
+    store = VectorStore(tmp_path, rest_s=0.01)
+    await keep(store, document("a", "x"), EAST)
+    assert store._edge.dirty
+    await store._upkeep
+    assert not store._edge.dirty
+    await store.close()
+
+
+@pytest.mark.parametrize("verdict", ["adopt", "abandon"])
+def test_optimising_loses_nothing_that_was_written_meanwhile(tmp_path: Path, verdict: str):
+    """A child works on a copy while reads and writes go on; then the copy takes over, or is dropped."""
+    store = EdgeVectors(tmp_path)
+    store.create("docs", SPACE)
+    for number in range(3):
+        store.upsert(document(f"before-{number}", *"0123456789"), np.tile(EAST, (10, 1)))
+    (before,) = (tmp_path / "docs").glob("*/")
+    copy = store.fork("docs")
+    store.upsert(document("during", "new"), np.stack([UP]))
+    store.delete("docs", "default", "before-0")
+    subprocess.run([sys.executable, "-m", "app.vectors_edge", copy], check=True)
+    if verdict == "adopt":
+        store.adopt("docs", copy)
+    else:
+        store.abandon("docs")
+    for opened in range(2):  # as it is, and opened again
+        assert store.count("docs", "default") == 21
+        assert [hit.text for hit in store.search(near(UP))] == ["new"]
+        assert list((tmp_path / "docs").glob("*/")) == [copy if verdict == "adopt" else before]
+        assert store.due(1) == (() if opened == 0 else ("docs",))  # the same is not tried again at once
+        store.close()
+        store = EdgeVectors(tmp_path)
+    store.close()
+
+
+async def test_a_collection_that_grew_slow_is_optimised_by_itself(tmp_path: Path):
+    """After a rest, in a child; nobody has to ask for it."""
+    store = VectorStore(tmp_path, rest_s=0.01, optimize_from=10)
+    await store.create("docs", SPACE)
+    (before,) = (tmp_path / "qdrant" / "docs").glob("*/")
+    await keep(store, document("a", *"0123456789"), *[EAST] * 10)
+    await store._upkeep
+    (after,) = (tmp_path / "qdrant" / "docs").glob("*/")
+    assert after != before
+    assert await store.count("docs", "default") == 10
+    await store.close()
 
 
 # What only the remote store promises
