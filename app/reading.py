@@ -104,7 +104,7 @@ class Reader:
             left = max(0.1, ends_at - time.monotonic())
             seconds = left if number == len(parsers) else left / 2
             job = self._job(parser, found.kind, charset, seconds)
-            reply, text = _understood(await self._run(job, data, seconds), self._limits)
+            reply, text = _understood(await self._run(job, data, seconds), seconds)
             if reply.refused is None and reply.failed is None:
                 return reply, text
             reasons.append(reply.refused or reply.failed or "")
@@ -174,10 +174,10 @@ async def _read_up_to(pipe: asyncio.StreamReader, limit: int) -> bytes:
     return b"".join(pieces)
 
 
-def _understood(outcome: Outcome, limits: DocumentSettings) -> tuple[Reply, str]:
+def _understood(outcome: Outcome, seconds: float) -> tuple[Reply, str]:
     """Reply and text of a child, or what became of it."""
     if -outcome.code in OUT_OF_TIME:
-        return Reply(failed=f"it took over {limits.read_timeout_s:.0f} s"), ""
+        return Reply(failed=f"it took over {seconds:.3g} s"), ""
     if outcome.code < 0:
         return Reply(failed=f"it crashed the parser ({signal.Signals(-outcome.code).name})"), ""
     head, _, text = outcome.output.partition(b"\n")

@@ -39,7 +39,7 @@ def main() -> None:
     except MemoryError:
         reply = {"failed": f"it needs more memory than {job['memory_bytes'] // MIB} MiB"}
     except Exception as error:  # noqa: BLE001 – parsers raise whatever they like; the parent logs and decides
-        reply = {"failed": f"{job['parser']} says: {type(error).__name__}: {clean(str(error))[:300]}"}
+        reply = {"failed": f"{job['parser']} says: {type(error).__name__}: {clean(str(error))[:300].rstrip('.')}"}
     replies.write(json.dumps(reply).encode() + b"\n" + text.encode())
     replies.flush()
     os._exit(0)  # a parser's threads and finalizers have no say in when this ends
