@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import os
+import signal
 import time
+from collections import Counter
 from collections.abc import Callable
 
 import httpx
 import pytest
 
+from app.postgres_home import PostgresHome
 from tests.acceptance.conftest import Server
 
 pytestmark = pytest.mark.integration
@@ -89,3 +93,36 @@ async def test_a_dying_engine_ends_its_streams_with_an_error_event_and_is_replac
         while not await answers():
             assert time.monotonic() < deadline, "the engine did not come back"
             await asyncio.sleep(0.5)
+
+
+async def test_killing_postgresql_under_load_loses_no_turn_that_ended(server: Server):
+    """Eight clients ask while the database dies at its hardest: whatever ended is kept, once, when it is back."""
+    ended: list[str] = []
+    postgres = PostgresHome(server.home)
+
+    async with client(server) as http:
+
+        async def asks() -> None:
+            for _ in range(12):
+                body = LONG | {"stream": False, "max_tokens": 4}
+                answer = await http.post("/v1/chat/completions", json=body)
+                assert answer.status_code == 200, answer.text
+                ended.append(answer.json()["id"].removeprefix("chatcmpl-"))
+
+        clients = [asyncio.create_task(asks()) for _ in range(8)]
+        assert await eventually(lambda: len(ended) > 20, 60)
+        pid = postgres.postmaster()
+        assert pid
+        os.kill(pid, signal.SIGKILL)
+        await asyncio.gather(*clients)
+
+        async def kept() -> Counter[str]:
+            listed = (await http.get("/v1/conversations", params={"limit": 1000})).json()["data"]
+            pages = [(await http.get(f"/v1/conversations/{entry['id']}")).json() for entry in listed]
+            return Counter(turn["request_id"] for page in pages for turn in page["turns"])
+
+        assert await eventually(lambda: server.metric("mindfu_spooled_turns") == 0, 60)
+        counts = await kept()
+    assert len(ended) == 96
+    assert {counts[request_id] for request_id in ended} == {1}
+    assert postgres.postmaster() != pid
