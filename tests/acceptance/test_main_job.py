@@ -7,6 +7,7 @@ import pytest
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 
 from tests.acceptance.conftest import Server
+from tests.documents import real_pdf
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +89,25 @@ def test_three_questions_are_one_conversation_with_the_right_sources(server: Ser
     assert [turn["messages"][-1]["content"] for turn in kept["turns"]] == list(QUESTIONS)
     assert all(len(turn["messages"]) == 1 for turn in kept["turns"]), "a turn keeps only what is new"
     assert all(turn["sources"][0]["document_id"] == uploaded["id"] for turn in kept["turns"])
+
+
+def test_a_pdf_that_nobody_here_wrote_is_quoted_from_the_right_page(server: Server):
+    """The form W-2 of the US Internal Revenue Service, as the tax office publishes it."""
+    with server.http() as http:
+        file = {"file": ("fw2.pdf", real_pdf("fw2.pdf"), "application/pdf")}
+        added = http.post("/v1/documents/upload", files=file, data={"collection": "tax", "metadata": '{"year": 2007}'})
+        assert added.status_code == 201, added.text
+    question = "What is the penalty for information returns that cannot be scanned?"
+    with server.openai() as client:
+        answer = client.chat.completions.create(
+            model="mindfu-demo",
+            messages=[{"role": "user", "content": question}],
+            max_tokens=60,
+            extra_body={"rag": {"collections": ["tax"]}},
+        )
+    passages = [source for source in answer.model_extra["sources"] if "penalty" in source["text"]]
+    assert passages, answer.model_extra["sources"]
+    assert (passages[0]["title"], passages[0]["page"]) == (added.json()["title"], 1)
 
 
 def test_without_streaming_the_answer_carries_usage_and_sources(server: Server, uploaded: dict[str, object]):
