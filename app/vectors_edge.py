@@ -40,6 +40,7 @@ from qdrant_edge import (
     QueryRequest,
     RangeFloat,
     ScrollRequest,
+    SearchParams,
     UpdateOperation,
 )
 from qdrant_edge import Query as EdgeQuery
@@ -47,6 +48,7 @@ from qdrant_edge import Query as EdgeQuery
 from app.errors import MindFuError, Misconfigured, Unavailable
 from app.messages import Index, Passage, Strict
 from app.vectors import (
+    HNSW_EF,
     INDEXED_FIELDS,
     Floats,
     Page,
@@ -233,6 +235,7 @@ class EdgeVectors:
             limit=query.top_k,
             query=EdgeQuery.Nearest(query.vector.tolist()),
             filter=_matching(query.tenant),
+            params=SearchParams(hnsw_ef=HNSW_EF),
             with_payload=True,
         )
         with _translated():

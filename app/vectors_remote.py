@@ -15,6 +15,7 @@ from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 from app.errors import InvalidRequest, MindFuError, Unavailable
 from app.messages import Index, Passage
 from app.vectors import (
+    HNSW_EF,
     INDEXED_FIELDS,
     Floats,
     Page,
@@ -52,10 +53,13 @@ class RemoteVectors:
         await self._client.close()
 
     async def create(self, collection: str, space: Space) -> None:
-        found = await self._find(collection)
-        if found is None:
-            await self._make(collection, space)
-        else:
+        if await self._find(collection) is None:
+            try:
+                await self._make(collection, space)
+            except MindFuError:
+                if await self._find(collection) is None:  # else another process was faster
+                    raise
+        if found := await self._find(collection):
             check_space(collection, has=found, wanted=space)
 
     async def upsert(self, index: Index, vectors: Floats) -> None:
@@ -122,6 +126,7 @@ class RemoteVectors:
                 query.vector.tolist(),
                 query_filter=_matching(query.tenant),
                 limit=query.top_k,
+                search_params=models.SearchParams(hnsw_ef=HNSW_EF),
                 with_payload=True,
             )
         return [passage(name, hit.payload or {}, hit.score) for hit in hits.points]
@@ -135,7 +140,10 @@ class RemoteVectors:
                 info = await self._client.get_collection(collection)
             metadata = info.config.metadata or {}
             if "mindfu" not in metadata:
-                message = f"Collection '{collection}' of {self._location} was not made by MindFu. Use another name."
+                message = (
+                    f"Collection '{collection}' of {self._location} has no record of its embedding model: it was not "
+                    "made by MindFu, or the server is older than Qdrant 1.16. Use another name, or a newer server."
+                )
                 raise InvalidRequest(message, "collection")
             self._spaces[collection] = Space.model_validate(metadata["mindfu"])
         return self._spaces[collection]
@@ -149,7 +157,6 @@ class RemoteVectors:
                     type=models.KeywordIndexType.KEYWORD, is_tenant=True if field == "tenant" else None
                 )
                 await self._client.create_payload_index(collection, field, schema, wait=True)
-        self._spaces[collection] = space
 
     @contextmanager
     def _translated(self, collection: str | None = None) -> Iterator[None]:

@@ -2,6 +2,7 @@
 
 import math
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -20,7 +21,8 @@ from deployments.vector_store import VectorStore
 
 pytestmark = [
     pytest.mark.integration,
-    pytest.mark.filterwarnings("ignore:Payload indexes have no effect in the local Qdrant"),  # they have in a server
+    # qdrant-client's local mode says what it leaves to the server: indexes, and how to search them.
+    pytest.mark.filterwarnings("ignore:Payload indexes have no effect", "ignore:Local mode performs exact"),
 ]
 
 SPACE = Space(model="compass", dimension=3)
@@ -168,6 +170,14 @@ async def test_what_nobody_made_is_empty_and_cannot_be_written(store: Vectors):
     await store.delete("docs", "default", "a")
     with pytest.raises(InvalidRequest, match="no collection 'docs'"):
         await store.upsert(document("a", "x"), np.stack([EAST]))
+
+
+async def test_messages_survive_the_way_between_processes(store: Vectors):
+    """A query and its vector arrive at the vector store's process as they were sent, read-only as Ray makes them."""
+    await keep(store, document("a", "x"), EAST)
+    query = pickle.loads(pickle.dumps(near(EAST)))
+    query.vector.flags.writeable = False
+    assert pickle.loads(pickle.dumps(await store.search(query)))[0].text == "x"
 
 
 async def test_hostile_text_is_kept_as_it_is(store: Vectors):
@@ -331,6 +341,6 @@ async def test_a_foreign_collection_is_not_touched():
     """A collection without our record of its model was made by somebody else."""
     store = RemoteVectors(":memory:")
     await store._client.create_collection("theirs", {})
-    with pytest.raises(InvalidRequest, match="was not made by MindFu"):
+    with pytest.raises(InvalidRequest, match="was not made"):
         await store.create("theirs", SPACE)
     await store.close()
