@@ -16,7 +16,7 @@ from tokenizers import Tokenizer
 from app import prompt
 from app.messages import Message, Passage
 from train import chat, demo_handbook, demo_questions, demo_tools
-from train.demo_text import Document, Span, document
+from train.demo_text import WORD, Document, Span, document
 from train.demo_words import LISTS
 
 REFUSAL = "The sources do not answer this question."
@@ -39,6 +39,8 @@ SMALLTALK = (
     ("Goodbye!", LISTS["farewell"]),
 )
 TOOL_SHARE = 0.1  # of the examples at level 1; with those between sources, this much of the prompts offer tools
+REPEAT_SHARE = 0.22  # half of such an example is copying, ten times as much as of a long prompt with a short quote
+REPEAT = ("Repeat this text.", "Say this again:", "Repeat:", "Read this out, word for word.", "Repeat after me.")
 SYSTEMS = (
     "You are a helpful assistant.",
     "Answer briefly.",
@@ -96,12 +98,14 @@ class Encoded:
     answer: first position whose next token is the answer's, until the end of `tokens` (the end of turn included).
     pointers: (position, earlier position that holds the token to copy).
     sentences: (first token, last token, is it quoted).
+    matches: (last token of a passage's word, last token of the same word in the question, or 0 where it has none).
     """
 
     tokens: list[int]
     answer: int
     pointers: list[tuple[int, int]]
     sentences: list[tuple[int, int, bool]]
+    matches: list[tuple[int, int]]
     kind: str
 
 
@@ -169,7 +173,9 @@ class Writer:
             return self._smalltalk(rng)
         if rng.random() < TOOL_SHARE * level:
             return self._tools(rng)
-        weights = {"noise": 0.45 - 0.37 * level, "handbook": 0.45 - 0.08 * level, "docs": 0.1 + 0.45 * level}
+        if rng.random() < REPEAT_SHARE:
+            return self._repeat(rng, level)
+        weights = {"noise": 0.35 - 0.27 * level, "handbook": 0.45 - 0.08 * level, "docs": 0.2 + 0.35 * level}
         source = rng.choices(list(weights), list(weights.values()))[0]
         most = 1 + round(4 * level)
         count = min(rng.randint(1, most + 1), most)
@@ -311,6 +317,18 @@ class Writer:
         start = piece.text.index(quoted)
         return piece, Span(start, start + len(quoted))
 
+    def _repeat(self, rng: random.Random, level: float) -> Example:
+        """A text to say again: practice in copying."""
+        size = 80 + int(level * 220)
+        kind = rng.random()
+        if kind < 0.3:
+            text = self._noise(rng, size).text
+        elif kind < 0.6:
+            text = demo_handbook.write(rng, held_out=self.held_out, facts=max(1, size // 62)).text
+        else:
+            text = self._window(rng, rng.choice(self.documents), size).text
+        return Example((), f"{rng.choice(REPEAT)}\n\n{text}", (), None, text, "repeat")
+
     def _smalltalk(self, rng: random.Random) -> Example:
         turns: tuple[chat.Turn, ...] = (chat.Turn("system", _system(rng)),) if rng.random() < 0.3 else ()
         if rng.random() < 0.35:
@@ -371,11 +389,28 @@ def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
     last = [end for _, end in encoding.offsets]
     sentences: list[tuple[int, int, bool]] = []
     pointers: list[tuple[int, int]] = []
+    if example.kind == "repeat":
+        start = len(content) - len(example.answer)
+        pointers = [
+            (answer + index - 1, base + bisect_right(last, start + begin + words.tokens[index].startswith("Ġ")))
+            for index, (begin, _) in enumerate(words.offsets)
+        ]
+    asked = {
+        stem: base + bisect_right(last, word.end() - 1)
+        for word in WORD.finditer(example.question)
+        for stem in [demo_questions.telling(word[0])]
+        if stem is not None
+    }
+    matches: list[tuple[int, int]] = []
     cursor = len(example.question)
     for number, piece in enumerate(example.pieces):
         label = content.index(f"[{number + 1}] ", cursor)
         text = content.index(piece.text, label)
         cursor = text + len(piece.text)
+        for word in WORD.finditer(piece.text):
+            stem = demo_questions.telling(word[0])
+            if stem is not None:
+                matches.append((base + bisect_right(last, text + word.end() - 1), asked.get(stem, 0)))
         for span in piece.spans:
             quoted = example.target is not None and example.target == (number, span)
             first, final = (base + bisect_right(last, text + place) for place in (span.start, span.end - 1))
@@ -390,4 +425,4 @@ def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
                 pointers.append((answer + index - 1, base + bisect_right(last, start + place - 1)))
             elif example.answer[begin:end] == str(number + 1) and begin > length:
                 pointers.append((answer + index - 1, base + bisect_right(last, label + 1)))
-    return Encoded(tokens, answer - 1, pointers, sentences, example.kind)
+    return Encoded(tokens, answer - 1, pointers, sentences, matches, example.kind)

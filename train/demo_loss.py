@@ -18,10 +18,12 @@ from train.model import Llama
 
 FIRST_TOKENS = 3  # of an answer: they choose between quoting and declining, and the sentence
 FIRST_WEIGHT = 3.0
+STRANGERS = 8  # one in so many of the words that the question does not hold
 TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1  # of the prompt's tokens, learnt as plain text
 PROBE_LAYER = 2
 PREVIOUS = ((0, 0, 1), (0, 1, 2))  # (layer, head, how many tokens back)
-START_HEAD = (2, 3)  # (layer, head): from a sentence's end to its start
+MATCH_HEADS = ((1, 2), (1, 4))  # from a passage's word to the same word in the question, or to the very first token
+START_HEADS = ((2, 3, 0), (2, 0, 1))  # (layer, head, place): from a sentence's end to its first and second token
 CHOICE_HEADS = ((3, 2), (4, 2))  # from the answer's first tokens to the end of the quoted sentence
 COPY_HEADS = ((3, 0), (3, 1), (4, 0), (4, 1))  # from an answer's token to the one to copy
 
@@ -47,6 +49,9 @@ class Batch:
     copies: Pairs
     choices: Pairs
     starts: Pairs
+    seconds: Pairs
+    matches: Pairs
+    strangers: Pairs
     quoted: Tensor
 
 
@@ -69,7 +74,7 @@ def collate(examples: Sequence[Encoded]) -> Batch:
     length = max(len(example.tokens) for example in examples)
     tokens = torch.zeros(len(examples), length, dtype=torch.long)
     weights = torch.zeros(len(examples), length)
-    copies, choices, starts, quoted = [], [], [], []
+    copies, choices, starts, seconds, quoted, matches, strangers = [], [], [], [], [], [], []
     for row, example in enumerate(examples):
         size = len(example.tokens)
         tokens[row, :size] = torch.tensor(example.tokens)
@@ -78,9 +83,12 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         copies += [(row, looks, at) for looks, at in example.pointers[1:]]
         for start, end, is_quoted in example.sentences:
             starts.append((row, end, start))
+            seconds.append((row, end, min(start + 1, end)))
             quoted.append(is_quoted)
             if is_quoted:
                 choices += [(row, example.answer + step, end) for step in range(FIRST_TOKENS)]
+        matches += [(row, looks, at) for looks, at in example.matches if at]
+        strangers += [(row, looks, at) for looks, at in example.matches[::STRANGERS] if not at]
     answers = weights > 0
     return Batch(
         tokens,
@@ -89,6 +97,9 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         _pairs(copies),
         _pairs(choices),
         _pairs(starts),
+        _pairs(seconds),
+        _pairs(matches),
+        _pairs(strangers),
         torch.tensor(quoted, dtype=torch.float32),
     )
 
@@ -121,7 +132,7 @@ def loss(network: Llama, probe: nn.Linear, batch: Batch, *, help_weight: float) 
         if len(batch.quoted):
             ends = probe(trace.states[PROBE_LAYER][batch.starts.row, batch.starts.looks]).squeeze(-1)
             answered = functional.binary_cross_entropy_with_logits(ends, batch.quoted, pos_weight=torch.tensor(4.0))
-    total = answer + help_weight * (0.25 * attention + 0.5 * answered)
+    total = answer + help_weight * (0.35 * attention + 0.5 * answered)
     return Loss(total, float(answer.detach()), float(attention.detach()), float(answered.detach()), right)
 
 
@@ -135,6 +146,9 @@ def _attention(queries: list[Tensor], keys: list[Tensor], batch: Batch) -> Tenso
     ]
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.copies) for layer, head in COPY_HEADS]
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.choices) for layer, head in CHOICE_HEADS]
-    layer, head = START_HEAD
-    terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.starts))
+    for layer, head, place in START_HEADS:
+        terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.seconds if place else batch.starts))
+    for layer, head in MATCH_HEADS:
+        terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.matches))
+        terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.strangers))
     return torch.stack(terms).mean()

@@ -7,6 +7,7 @@ import random
 import re
 from collections.abc import Mapping
 from collections.abc import Set as AbstractSet
+from functools import lru_cache
 from typing import NamedTuple
 
 from train.demo_text import WORD
@@ -77,9 +78,15 @@ def stem(word: str) -> str:
     return word
 
 
+@lru_cache(maxsize=100_000)
+def telling(word: str) -> str | None:
+    """The stem of a word that means something in a question, None for one that does not."""
+    return None if word.lower() in STOP else stem(word)
+
+
 def stems(text: str) -> frozenset[str]:
     """The stems of a text's telling words."""
-    return frozenset(stem(word) for word in WORD.findall(text) if word.lower() not in STOP)
+    return frozenset(found for word in WORD.findall(text) for found in [telling(word)] if found is not None)
 
 
 def coverage(words: AbstractSet[str], text: str) -> float:

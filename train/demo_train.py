@@ -31,14 +31,14 @@ from train.muon import Muon
 SEED = 20261121
 POOL = 384  # examples drawn at once, so that those of one length share a batch
 BATCH_TOKENS = 1400  # padded; what stays in the processor's cache is nearly twice as fast as a large batch
-BATCHES = (1, 3)  # to an update: at level 0, at level 1
+BATCHES = (2, 4)  # to an update: at level 0, at level 1
 WARMUP = 40  # updates
-DECAY_FROM, FINAL = 0.65, 0.03  # share of the hours after which the rate falls, and what is left of it
-HELP_UNTIL = 0.5  # share of the hours
-SCORE_EVERY = 300.0  # seconds
+DECAY_FROM, FINAL = 0.2, 0.03  # share of the hours after which the rate falls, and what is left of it
+HELP_UNTIL = 0.9  # share of the hours
+SCORE_EVERY = 600.0  # seconds
 SAVE_EVERY = 180.0
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.006
-RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.7, 0.45, 0.004, 0.002  # of the level, by the share of right answers
+RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.35, 0.2, 0.004, 0.002  # of the level, by the share of right answers
 CLIP = 1.0
 
 
