@@ -31,7 +31,10 @@ def problems(path: Path, secrets: Secrets) -> list[str]:
         ServeDeploySchema.model_validate(config)
     except ValidationError as exc:
         return found + [f"{_dotted(problem['loc'])}: {problem['msg']}" for problem in exc.errors()]
-    found += _exposed(config.get("http_options", {}).get("host", "0.0.0.0"), secrets)  # noqa: S104 - Serve's default
+    try:
+        require_key_beyond_loopback(config.get("http_options", {}).get("host", "0.0.0.0"), secrets)  # noqa: S104
+    except Misconfigured as exc:
+        found.append(str(exc))
     for index, application in enumerate(config["applications"]):
         if application.get("import_path") == IMPORT_PATH:
             found += _application_problems(application, f"applications[{index}]")
@@ -40,18 +43,17 @@ def problems(path: Path, secrets: Secrets) -> list[str]:
 
 def require_key_beyond_loopback(host: str, secrets: Secrets) -> None:
     """Refuse to serve the network without a key. Raises Misconfigured."""
-    for problem in _exposed(host, secrets):
+    if _exposed(host, secrets):
+        problem = f"listening on {host} without an API key would let anyone in"
         raise Misconfigured("http_options.host", problem, "Set MINDFU_API_KEY, or listen on 127.0.0.1.")
 
 
-def _exposed(host: str, secrets: Secrets) -> list[str]:
+def _exposed(host: str, secrets: Secrets) -> bool:
     try:
         local = host == "localhost" or ip_address(host).is_loopback
     except ValueError:
         local = False
-    if local or secrets.api_key is not None:
-        return []
-    return [f"http_options.host: listening on {host} without an API key would let anyone in. Set MINDFU_API_KEY"]
+    return not local and secrets.api_key is None
 
 
 def _application_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:
