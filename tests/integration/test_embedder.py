@@ -1,6 +1,9 @@
 """The embedder serves the real model: its vectors are sentence-transformers' own, whatever they are batched with."""
 
 import asyncio
+import json
+import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -177,6 +180,35 @@ def test_a_model_by_path_is_loaded(embedder: Embedder):
     """Any sentence-transformers folder will do; its vectors are held against the library's at load."""
     model = EmbeddingModel(str(bundled()), threads=1)
     assert model.space.dimension == 384
+
+
+def variant(folder: Path, file: str, **changes: object) -> Path:
+    """The bundled model with a changed configuration file."""
+    shutil.copytree(bundled(), folder, copy_function=os.symlink)
+    config = json.loads((folder / file).read_text()) | changes
+    (folder / file).unlink()
+    (folder / file).write_text(json.dumps(config))
+    return folder
+
+
+def test_the_prompts_of_a_model_stand_before_its_texts(tmp_path: Path):
+    """A model that was trained with "query: " and "passage: " gets them, and plain texts get none."""
+    prompts = {"query": "query: ", "document": "passage: "}
+    model = EmbeddingModel(
+        str(variant(tmp_path / "model", "config_sentence_transformers.json", prompts=prompts)), threads=1
+    )
+    assert model.tokens("x", "query") == model.tokens("query: x", "plain")
+    assert model.tokens("x", "document") == model.tokens("passage: x", "plain")
+
+
+def test_a_model_that_needs_more_than_token_ids_is_refused(tmp_path: Path):
+    """Rather than served wrong: here its pooling leaves the prompt out, which we do not do."""
+    folder = variant(tmp_path / "model", "config_sentence_transformers.json", prompts={"query": "a long prompt: "})
+    pooling = json.loads((folder / "1_Pooling" / "config.json").read_text()) | {"include_prompt": False}
+    (folder / "1_Pooling" / "config.json").unlink()
+    (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
+    with pytest.raises(Misconfigured, match="its vectors of a query need more than token ids"):
+        EmbeddingModel(str(folder), threads=1)
 
 
 def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
