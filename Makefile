@@ -10,8 +10,11 @@ UV := $(BIN)/uv
 TORCH := torch==2.13.0
 LLAMA := llama-cpp-python==0.3.36
 
-# Where pip is told to look for wheels, uv looks too.
+# Where pip is told to look for wheels, uv looks too. It installs here, whatever environment is active.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
+# Compiled once here, not at every start (nor never, where PYTHONDONTWRITEBYTECODE is set).
+export UV_COMPILE_BYTECODE := 1
+export UV_PROJECT_ENVIRONMENT := $(VENV)
 # llama.cpp is compiled for the CPU it is installed on. Its AMX code crashes when gcc 12 compiles it (llama.cpp#20824),
 # so that alone is left out; everything else that the CPU has is used.
 ifeq ($(shell uname -m),x86_64)
@@ -47,14 +50,14 @@ clean: ## remove the virtual environment (your data in .mindfu stays)
 
 $(UV):
 	@echo "== making $(VENV)"
-	@$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), f"MindFu needs Python 3.11 or later, this is {sys.version}"'
+	@$(PYTHON) -c 'import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), f"MindFu needs Python 3.11 to 3.13, this is {sys.version}"'
 	@$(PYTHON) -m venv $(VENV)
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
 
 # PyTorch comes first and by itself: with wheels of your own, else the build that fits the GPU driver, else the CPU's.
 $(VENV)/torch: $(UV)
 	@echo "== installing $(TORCH)"
-	@$(UV) pip install --quiet $(if $(UV_FIND_LINKS),,--torch-backend=auto) $(TORCH)
+	@$(UV) pip install --quiet --python $(BIN)/python $(if $(UV_FIND_LINKS),,--torch-backend=auto) $(TORCH)
 	@touch $@
 
 # By pip, whose cache keeps the wheel it built: the next virtual environment takes it from there.
