@@ -28,6 +28,7 @@ def bomb() -> bytes:
     ("name", "kind", "data", "statuses"),
     [
         ("broken.pdf", "application/pdf", b"%PDF-1.7\nnothing behind it", {422}),
+        ("large.pdf", "application/pdf", b"%PDF-1.7\n" + bytes(6 * 2**20), {422}),
         ("bomb.docx", "application/vnd.openxmlformats-officedocument.wordprocessingml.document", bomb(), {413, 422}),
         ("empty.txt", "text/plain", b"", {400, 422}),
         ("program.txt", "text/plain", b"MZ\x90\x00\x03\x00\x00\x00\x04\x00" * 50, {415, 422}),
