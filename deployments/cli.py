@@ -121,7 +121,10 @@ def _ray() -> Iterator[str]:
 @contextlib.contextmanager
 def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
     """`serve run CONFIG` as a child; interrupted at the end, so that it takes its replicas down in order."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the child
     signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
     log = home() / "serve.log"
     with log.open("wb") as output:
         process = subprocess.Popen(  # noqa: S603 - our own arguments
@@ -139,8 +142,9 @@ def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
                 process.send_signal(signal.SIGINT)
                 try:
                     process.wait(STOP_TIMEOUT_S)
-                except subprocess.TimeoutExpired:
+                except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
                     process.kill()
+                    process.wait()
 
 
 def _wait_until_running(process: subprocess.Popen[bytes]) -> bool:
