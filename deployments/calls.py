@@ -6,18 +6,27 @@ Ray wraps an exception of the remote side in a class whose str() is the remote t
 from collections.abc import AsyncGenerator
 from typing import Any
 
+from grpc import RpcError
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError, RayServeException
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+    ReplicaUnavailableError,
+)
 from ray.serve.handle import DeploymentHandle
 
 from app.errors import MindFuError, Overloaded, Unavailable
+
+FOREIGN = (RayError, RayServeException, RpcError)  # RpcError: handles speak gRPC where Serve is set up for throughput
+AWAY = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, RpcError)
 
 
 async def call(part: str, handle: DeploymentHandle, method: str, *args: object) -> Any:
     """One answer of `handle.method(*args)`. part: what people call it, for the error message."""
     try:
         return await getattr(handle, method).remote(*args)
-    except (RayError, RayServeException) as exc:
+    except FOREIGN as exc:
         raise translated(part, exc) from exc
 
 
@@ -27,7 +36,7 @@ async def stream(part: str, handle: DeploymentHandle, method: str, *args: object
     try:
         async for item in items:
             yield item
-    except (RayError, RayServeException) as exc:
+    except FOREIGN as exc:
         raise translated(part, exc) from exc
     finally:
         items.cancel()
@@ -39,7 +48,8 @@ def translated(part: str, exc: Exception) -> Exception:
     if isinstance(cause, MindFuError):
         return cause
     if isinstance(cause, BackPressureError):
-        return Overloaded(cause.num_queued_requests, cause.max_queued_requests, 1.0)
-    if isinstance(cause, RayActorError | DeploymentUnavailableError):
+        queued, limit, *_ = cause.args
+        return Overloaded(queued, limit, cause.retry_after_s or 1.0)
+    if isinstance(cause, AWAY):
         return Unavailable(part, "its process ended and is being replaced")
     return exc
