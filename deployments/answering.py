@@ -6,8 +6,8 @@ engine fails. Nothing here knows a dialect.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, Coroutine
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
@@ -15,13 +15,15 @@ from typing import Any
 from ray.serve.handle import DeploymentHandle
 
 from app.conversations import Place, Turn, TurnStatus
-from app.errors import EngineFailed
+from app.errors import EngineFailed, MindFuError
 from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOptions, Search
-from app.prompt import HEADER, augment, source_text, within_budget
+from app.prompt import augment, source_text, sources_block, within_budget
 from app.recorder import Recorder
 from app.settings import RagSettings
 from deployments.calls import call, stream
 from deployments.metrics import Metrics
+
+SEAMS = 8  # tokens that texts may cost beyond their own when they are joined
 
 
 @dataclass(frozen=True)
@@ -77,7 +79,8 @@ class Answering:
         Raises the typed errors of the parts. Closing the iterator stops the engine within one step.
         """
         deadline = asyncio.get_running_loop().time() + self.timeout_s
-        draft = await self._prepare(ask)
+        async with self._in_time(deadline):
+            draft = await self._prepare(ask)
         prompt = ask.generate.model_copy(
             update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
         )
@@ -87,7 +90,7 @@ class Answering:
         try:
             async with aclosing(stream("language model", self.llm, "generate", prompt)) as items:
                 while True:
-                    async with asyncio.timeout_at(deadline):
+                    async with self._in_time(deadline):
                         item = await anext(items, None)
                     if item is None:
                         raise EngineFailed("its stream ended without a final record")
@@ -101,11 +104,8 @@ class Answering:
                         break
                     draft.pieces.append(item.text)
                     yield item
-        except TimeoutError:
-            status, error = "failed", f"no answer within {self.timeout_s:.0f} s"
-            raise EngineFailed(error) from None
         except Exception as exc:
-            status, error = "failed", str(exc)
+            status, error = "failed", str(exc) if isinstance(exc, MindFuError) else type(exc).__name__
             raise
         finally:
             if opened:  # a request that was refused before it began is no turn
@@ -117,6 +117,14 @@ class Answering:
     async def close(self) -> None:
         """Wait for the recordings that are under way."""
         await asyncio.gather(*self.background, return_exceptions=True)
+
+    @asynccontextmanager
+    async def _in_time(self, deadline: float) -> AsyncIterator[None]:
+        try:
+            async with asyncio.timeout_at(deadline):
+                yield
+        except TimeoutError:
+            raise EngineFailed(f"no answer within {self.timeout_s:g} s") from None
 
     async def _prepare(self, ask: Ask) -> Draft:
         started, created_at = time.perf_counter(), datetime.now(UTC)
@@ -151,14 +159,15 @@ class Answering:
         """The best passages within the budget: that of the settings, and at most half of what the window has free."""
         if not found:
             return ()
-        texts = (HEADER, *(source_text(number, passage) for number, passage in enumerate(found, start=1)))
+        blocks = (f"\n\n{source_text(number, passage)}" for number, passage in enumerate(found, start=1))
+        texts = (sources_block(()), *blocks)  # the fence alone, then each passage with its separator
         measure: Measure = await self.metrics.timed(
             "measure", call("language model", self.llm, "measure", request, texts)
         )
         free = measure.window - measure.prompt_tokens
         left = free - request.max_tokens if request.max_tokens else free // 2
-        fence = measure.text_tokens[0] + 16  # the header, and the tags with their line breaks
-        return within_budget(found, measure.text_tokens[1:], min(self.rag.token_budget, left) - fence)
+        budget = min(self.rag.token_budget, left) - measure.text_tokens[0] - SEAMS
+        return within_budget(found, measure.text_tokens[1:], budget)
 
     async def _record(self, ask: Ask, draft: Draft, status: TurnStatus, done: Done | None, error: str | None) -> None:
         request = ask.generate
