@@ -86,7 +86,6 @@ class GatewaySettings(Strict):
     """HTTP limits."""
 
     max_body_bytes: int = Field(8 * 2**20, ge=1024)  # of a JSON request; uploads have documents.max_bytes
-    max_nesting: int = Field(64, ge=4)  # of JSON
     answer_timeout_s: float = Field(600.0, gt=0)  # of one answer, queueing included
 
 

@@ -9,10 +9,10 @@ import base64
 import re
 import time
 from collections.abc import Iterable, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
 import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from app.errors import InvalidRequest, MindFuError, UnsupportedOption
 from app.messages import Delta, Done, Generate, Message, Passage, RagOptions, Sampling, Strict, ToolCall, Usage
@@ -115,12 +115,13 @@ class GenerationRequest(BaseModel):
     stop: Stop = None
     max_tokens: int | None = Field(None, ge=1)
 
-    @model_validator(mode="after")
-    def stream_options_need_stream(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            message = "stream_options is only allowed when stream is true"
+    @field_validator("stream_options")
+    @classmethod
+    def stream_options_need_stream(cls, given: StreamOptions | None, fields: ValidationInfo) -> StreamOptions | None:
+        if given is not None and not fields.data.get("stream"):
+            message = "only allowed when 'stream' is true"
             raise ValueError(message)
-        return self
+        return given
 
     def recorded(self) -> Json:
         """The fields that we accept without acting on them. Raises UnsupportedOption for one that we must refuse."""

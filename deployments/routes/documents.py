@@ -9,6 +9,7 @@ from pydantic import Field, Json
 from app.dialects import openai
 from app.messages import Metadata, NewText, Passage, Search, Strict
 from deployments.calls import call
+from deployments.routes.bodies import Route
 from deployments.routes.generation import TENANT
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class DocumentQuery(Strict):
 
 def routes(gateway: "Gateway") -> APIRouter:
     """The document routes of one gateway."""
-    router = APIRouter(prefix="/v1/documents", tags=["documents"])
+    router = APIRouter(prefix="/v1/documents", tags=["documents"], route_class=Route)
 
     @router.post("")
     async def add_text(body: NewText) -> Response:

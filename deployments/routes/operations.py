@@ -9,6 +9,7 @@ from prometheus_client import CONTENT_TYPE_LATEST
 from app.dialects import openai
 from app.errors import ModelNotFound
 from deployments.calls import call
+from deployments.routes.bodies import Route
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 def routes(gateway: "Gateway") -> APIRouter:
     """The operational routes of one gateway."""
-    router = APIRouter()
+    router = APIRouter(route_class=Route)
 
     @router.get("/v1/models", tags=["models"])
     async def models() -> dict[str, Any]:

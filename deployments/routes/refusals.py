@@ -40,9 +40,8 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)
     if exc.status_code == HTTPStatus.NOT_FOUND:
         return render(NotFound("route", f"{request.method} {request.url.path}"))
-    if isinstance(exc.__cause__, UnicodeDecodeError | RecursionError):
-        problem = "is not UTF-8" if isinstance(exc.__cause__, UnicodeDecodeError) else "is nested too deeply"
-        return render(InvalidRequest(f"The request body {problem}."))
+    if isinstance(exc.__cause__, MindFuError):  # FastAPI wraps what the parser of the body raises
+        return render(exc.__cause__)
     refusal = InvalidRequest(f"{request.method} {request.url.path}: {exc.detail}.")
     response = render(refusal, exc.status_code)
     response.headers.update(exc.headers or {})
@@ -51,8 +50,6 @@ async def _http(request: Request, exc: Exception) -> JSONResponse:
 
 def refused(problem: dict[str, Any]) -> InvalidRequest:
     """The first problem that pydantic found, with the parameter as clients write it: messages[0].content."""
-    if problem["type"] == "json_invalid":
-        return InvalidRequest(f"The request body is not JSON: {problem['ctx']['error']}.")
     param = parameter(problem["loc"])
     if not param:
         return InvalidRequest("The request body must be a JSON object, sent with 'Content-Type: application/json'.")
