@@ -70,6 +70,8 @@ class Guard:
         except MindFuError as exc:
             await JSONResponse(openai.error(exc), exc.status)(scope, receive, send_with_id)
             return
+        if body is None:
+            return
         try:
             await self.app(scope, _replay(body, receive), send_with_id)
         except Exception:  # the edge of the application: a bug is logged here, and its text is shown to nobody
@@ -90,7 +92,8 @@ class Guard:
         if not hmac.compare_digest(given.encode(), self.api_key.get_secret_value().encode()):
             raise Unauthorized
 
-    async def _body(self, path: str, headers: Headers, receive: Receive) -> bytes:
+    async def _body(self, path: str, headers: Headers, receive: Receive) -> bytes | None:
+        """The whole body. None: the client left while it sent."""
         upload = path == UPLOAD
         limit = self.max_upload + MULTIPART_OVERHEAD if upload else self.max_body
         setting = "documents.max_bytes" if upload else "gateway.max_body_bytes"
@@ -101,7 +104,7 @@ class Guard:
         while True:
             event = await receive()
             if event["type"] == "http.disconnect":
-                return b""
+                return None
             chunks.append(event.get("body", b""))
             size += len(chunks[-1])
             if size > limit:
@@ -116,9 +119,15 @@ def _check_local(headers: Headers) -> None:
         given = headers.get(what.lower())
         if given is None or (what == "Host" and not given):
             continue
-        name = urlsplit(given if "//" in given else f"//{given}").hostname
-        if name not in LOOPBACK:
+        if _hostname(given) not in LOOPBACK:
             raise Forbidden(what, given)
+
+
+def _hostname(given: str) -> str | None:
+    try:
+        return urlsplit(given if "//" in given else f"//{given}").hostname
+    except ValueError:  # such as [::1 without its other bracket
+        return None
 
 
 def _replay(body: bytes, receive: Receive) -> Receive:

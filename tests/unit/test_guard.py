@@ -9,6 +9,7 @@ from app.dialects.openai import ChatRequest
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import refusals
+from deployments.routes.bodies import Route
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -19,6 +20,7 @@ def application(api_key: str | None = None) -> tuple[FastAPI, Metrics]:
         Guard, api_key=SecretStr(api_key) if api_key else None, max_body=2000, max_upload=5000, metrics=metrics
     )
     refusals.register(app)
+    app.router.route_class = Route
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -81,6 +83,8 @@ async def test_health_needs_no_key():
         ({"host": "localhost.evil.example"}, 403),
         ({"origin": "https://evil.example"}, 403),
         ({"origin": "null"}, 403),
+        ({"host": "[::1"}, 403),
+        ({"origin": "http://[x"}, 403),
     ],
 )
 async def test_without_a_key_only_local_clients_are_answered(headers: dict[str, str], status: int):
@@ -108,6 +112,22 @@ async def test_a_body_over_the_limit_is_refused_with_both_numbers():
     assert upload.json() == 3000
 
 
+async def test_a_client_that_leaves_while_it_sends_reaches_no_route():
+    """Half a body is nobody's request: nothing is run, and nothing is answered."""
+    app, metrics = application()
+    events = iter([{"type": "http.request", "body": b"{", "more_body": True}, {"type": "http.disconnect"}])
+
+    async def receive() -> dict[str, object]:
+        return next(events)
+
+    async def send(event: dict[str, object]) -> None:
+        raise AssertionError(event)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    await Guard(app, api_key=None, max_body=9, max_upload=9, metrics=metrics)(scope, receive, send)
+    assert list(events) == []
+
+
 @pytest.mark.parametrize(
     ("body", "param", "said"),
     [
@@ -117,8 +137,20 @@ async def test_a_body_over_the_limit_is_refused_with_both_numbers():
         (b'{"model": "m", "messages": [{"role": "user", "content": 5}]}', "messages[0].content", "valid"),
         (b'{"model": "m", "messages": [{"role": "wizard"}]}', "messages[0].role", "'user'"),
         (b'{"model": "m", "messages": [{"role": "user"}], "temperature": NaN}', "temperature", "finite"),
-        (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', None, "not UTF-8"),
-        (b'{"model": ' + b"[" * 900 + b"]" * 900 + b"}", "model", "valid"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "\xff"}]}', None, "invalid unicode"),
+        (b'{"model": "m", "messages": [{"role": "user", "content": "\\ud800"}]}', None, "hex escape"),
+        (b'{"model": "m", "messages": [{"role": "user"}], "user": "\\udc00"}', None, "lone leading surrogate"),
+        (
+            b'{"model": "m", "messages": [{"role": "user"}], "metadata": ' + b"[" * 900 + b"]" * 900 + b"}",
+            None,
+            "limit",
+        ),
+        (b'{"model": ' + b"[" * 190 + b"]" * 190 + b"}", "model", "valid"),
+        (
+            b'{"stream_options": {}, "model": "m", "messages": [{"role": "user"}]}',
+            "stream_options",
+            "only allowed when",
+        ),
     ],
 )
 async def test_a_bad_body_is_a_400_that_names_the_parameter(body: bytes, param: str | None, said: str):
@@ -140,7 +172,7 @@ async def test_nesting_beyond_the_parser_is_a_400():
         body = b"[" * 500_000 + b"]" * 500_000
         answer = await http.post("/v1/chat/completions", content=body, headers={"content-type": "application/json"})
     assert answer.status_code == 400
-    assert "nested too deeply" in answer.json()["error"]["message"]
+    assert "recursion limit" in answer.json()["error"]["message"]
 
 
 async def test_a_bug_shows_an_id_and_no_detail():
