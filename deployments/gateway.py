@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -90,10 +90,15 @@ class Gateway:
         }
 
     async def readings(self) -> bytes:
-        """The Prometheus page."""
-        engine: dict[str, float] = await call("language model", self.llm, "stats")
+        """The Prometheus page. Without the engine's gauges while the engine does not answer: `engine_up` says so."""
+        engine: dict[str, float] = {}
+        with suppress(TimeoutError, MindFuError):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                engine = await call("language model", self.llm, "stats")
         readings = {f"engine_{name}": value for name, value in engine.items()}
-        return self.metrics.page(readings | {"spooled_turns": self.recorder.pending()})
+        return self.metrics.page(
+            readings | {"engine_up": float(bool(engine)), "spooled_turns": self.recorder.pending()}
+        )
 
     async def _state(self, part: str, handle: DeploymentHandle) -> str:
         try:

@@ -48,7 +48,9 @@ class Metrics:
             self.tokens.labels("cached").inc(usage.cached_tokens)
 
     def page(self, readings: Mapping[str, float]) -> bytes:
-        """The Prometheus page, with other parts' readings of this moment as gauges called mindfu_<name>."""
+        """The Prometheus page, with other parts' readings of this moment, and no older ones, as mindfu_<name>."""
+        for name in self.gauges.keys() - readings.keys():
+            self.registry.unregister(self.gauges.pop(name))
         for name, value in readings.items():
             if name not in self.gauges:
                 self.gauges[name] = Gauge(f"mindfu_{name}", f"{name}, as it is now.", registry=self.registry)
