@@ -89,9 +89,9 @@ def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseM
 def _unknown_keys(model: type[BaseModel], data: Mapping[str, Any], where: str) -> Iterator[str]:
     """Keys that the schema would ignore, at every level that is a mapping or a list of mappings."""
     for key, value in data.items():
-        path = f"{where}.{key}" if where else key
+        path = f"{where}.{key}" if where else str(key)
         if key not in model.model_fields:
-            yield f"{path}: unknown key" + _suggestion(key, model.model_fields)
+            yield f"{path}: unknown key" + _suggestion(str(key), model.model_fields)
             continue
         for nested in _models_in(model.model_fields[key].annotation):
             for index, item in enumerate(value if isinstance(value, list) else [value]):
