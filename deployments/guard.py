@@ -82,10 +82,10 @@ class Guard:
             await JSONResponse(openai.error(bug), bug.status)(scope, receive, send_with_id)
 
     def _check_caller(self, path: str, headers: Headers) -> None:
-        if path in PUBLIC:
-            return
         if self.api_key is None:
             _check_local(headers)
+            return
+        if path in PUBLIC:
             return
         scheme, _, key = headers.get("authorization", "").partition(" ")
         given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
@@ -94,6 +94,8 @@ class Guard:
 
     async def _body(self, path: str, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body. None: the client left while it sent."""
+        if path in PUBLIC:
+            return b""  # strangers cannot make us wait for one
         upload = path == UPLOAD
         limit = self.max_upload + MULTIPART_OVERHEAD if upload else self.max_body
         setting = "documents.max_bytes" if upload else "gateway.max_body_bytes"

@@ -65,11 +65,17 @@ async def test_a_key_opens_and_nothing_else_does(headers: dict[str, str | bytes]
     assert answer.status_code == status
 
 
-async def test_health_needs_no_key():
-    """Probes of load balancers have none."""
+async def test_health_needs_no_key_and_no_body():
+    """Probes of load balancers have none. A stranger who announces a body and does not send it holds nothing up."""
     app, _ = application("sesame")
+
+    async def withheld():
+        raise AssertionError
+        yield
+
     async with client(app) as http:
         assert (await http.get("/health")).status_code == 200
+        assert (await http.request("GET", "/health", content=withheld())).status_code == 200
 
 
 @pytest.mark.parametrize(
@@ -92,6 +98,7 @@ async def test_without_a_key_only_local_clients_are_answered(headers: dict[str, 
     app, _ = application()
     async with client(app) as http:
         assert (await http.post("/v1/chat/completions", json=CHAT, headers=headers)).status_code == status
+        assert (await http.get("/health", headers=headers)).status_code == status
 
 
 async def test_a_body_over_the_limit_is_refused_with_both_numbers():
