@@ -7,7 +7,7 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -55,6 +55,7 @@ class Gateway:
         self.settings, self.home, self.secrets = settings, home, Secrets.from_env()
         self.metrics = Metrics()
         self.started_at = int(time.time())
+        self._opened = AsyncExitStack()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -112,7 +113,7 @@ class Gateway:
         return "ok"
 
     @asynccontextmanager
-    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+    async def _open(self) -> AsyncIterator[None]:
         require_key_beyond_loopback(_get_global_client().http_config.host, self.secrets)
         self.card = await call("language model", self.llm, "card")
         self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
@@ -127,10 +128,19 @@ class Gateway:
                 self.settings.gateway.answer_timeout_s,
                 self.metrics,
             )
-            yield
-            await self.answering.close()
+            try:
+                yield
+            finally:
+                await self.answering.close()
 
-    def __serve_build_asgi_app__(self) -> FastAPI:
+    @asynccontextmanager
+    async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:
+        async with self._opened:
+            yield
+
+    async def __serve_build_asgi_app__(self) -> FastAPI:
+        # Opened here and closed by the lifespan: Serve shows what fails here, and hides in a log what fails there.
+        await self._opened.enter_async_context(self._open())
         app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan)
         app.add_middleware(
             Guard,
