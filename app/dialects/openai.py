@@ -66,13 +66,15 @@ class RequestToolCall(BaseModel):
 
 
 class ChatMessage(BaseModel):
-    """A message as clients send it. Absent and null content are the same."""
+    """A message as clients send it. Absent and null content are the same. What an answer of ours held is ignored."""
 
     role: Literal["system", "developer", "user", "assistant", "tool"]
     content: str | list[TextPart] | None = None
     name: str | None = None
     tool_calls: list[RequestToolCall] | None = None
     tool_call_id: str | None = None
+    function_call: None = None  # OpenAI's older tool call; it and audio are refused, as the model would not see them
+    audio: None = None
 
     def internal(self) -> Message:
         """The same in MindFu's own type; `developer` is OpenAI's newer word for `system`."""
@@ -127,7 +129,7 @@ class GenerationRequest(BaseModel):
         """The fields that we accept without acting on them. Raises UnsupportedOption for one that we must refuse."""
         extra = self.model_extra or {}
         for name, value in extra.items():
-            if name not in RECORDED and value is not None and value not in NEUTRAL.get(name, ()):
+            if name not in RECORDED and value is not None and not _asks_for_nothing(name, value):
                 raise UnsupportedOption(_refusal(name, value), name)
         return {name: value for name, value in extra.items() if name in RECORDED and value is not None}
 
@@ -353,6 +355,10 @@ def _text(content: str | list[TextPart] | None) -> str:
     if isinstance(content, list):
         return "".join(part.text for part in content)
     return content or ""
+
+
+def _asks_for_nothing(name: str, value: object) -> bool:
+    return any(value == neutral and type(value) is type(neutral) for neutral in NEUTRAL.get(name, ()))  # 0 is not False
 
 
 def _refusal(name: str, value: object) -> str:
