@@ -23,8 +23,15 @@ TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1  # of the prompt's tokens, learnt as plain t
 PROBE_LAYER = 2
 PREVIOUS = ((0, 0, 1), (0, 1, 2))  # (layer, head, how many tokens back)
 MATCH_HEADS = ((1, 2), (1, 4))  # from a passage's word to the same word in the question, or to the very first token
-START_HEADS = ((2, 3, 0), (2, 0, 1))  # (layer, head, place): from a sentence's end to its first and second token
-CHOICE_HEADS = ((3, 2), (4, 2))  # from the answer's first tokens to the end of the quoted sentence
+GATHER_HEADS = (
+    (2, 1),
+    (2, 2),
+)  # from a sentence's end to its words that the question holds, or to the very first token
+START_HEADS = ((1, 1, 0), (2, 3, 0), (2, 0, 1))  # (layer, head, place): from a sentence's end to its first and second token
+CHOICE_HEADS = (
+    (3, 2),
+    (4, 2),
+)  # from the answer's first tokens to the quoted sentence's end, or to the very first token
 COPY_HEADS = ((3, 0), (3, 1), (4, 0), (4, 1))  # from an answer's token to the one to copy
 
 
@@ -52,6 +59,7 @@ class Batch:
     seconds: Pairs
     matches: Pairs
     strangers: Pairs
+    gathers: Pairs
     quoted: Tensor
 
 
@@ -74,7 +82,7 @@ def collate(examples: Sequence[Encoded]) -> Batch:
     length = max(len(example.tokens) for example in examples)
     tokens = torch.zeros(len(examples), length, dtype=torch.long)
     weights = torch.zeros(len(examples), length)
-    copies, choices, starts, seconds, quoted, matches, strangers = [], [], [], [], [], [], []
+    copies, choices, starts, seconds, quoted, matches, strangers, gathers = [], [], [], [], [], [], [], []
     for row, example in enumerate(examples):
         size = len(example.tokens)
         tokens[row, :size] = torch.tensor(example.tokens)
@@ -85,8 +93,12 @@ def collate(examples: Sequence[Encoded]) -> Batch:
             starts.append((row, end, start))
             seconds.append((row, end, min(start + 1, end)))
             quoted.append(is_quoted)
+            shared = [looks for looks, at in example.matches if at and start <= looks <= end]
+            gathers += [(row, end, looks) for looks in shared or [0]]
             if is_quoted:
                 choices += [(row, example.answer + step, end) for step in range(FIRST_TOKENS)]
+        if example.kind.endswith("refusal"):
+            choices.append((row, example.answer, 0))
         matches += [(row, looks, at) for looks, at in example.matches if at]
         strangers += [(row, looks, at) for looks, at in example.matches[::STRANGERS] if not at]
     answers = weights > 0
@@ -100,6 +112,7 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         _pairs(seconds),
         _pairs(matches),
         _pairs(strangers),
+        _pairs(gathers),
         torch.tensor(quoted, dtype=torch.float32),
     )
 
@@ -148,6 +161,7 @@ def _attention(queries: list[Tensor], keys: list[Tensor], batch: Batch) -> Tenso
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.choices) for layer, head in CHOICE_HEADS]
     for layer, head, place in START_HEADS:
         terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.seconds if place else batch.starts))
+    terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.gathers) for layer, head in GATHER_HEADS]
     for layer, head in MATCH_HEADS:
         terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.matches))
         terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.strangers))

@@ -16,6 +16,7 @@ import signal
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -31,14 +32,14 @@ from train.muon import Muon
 SEED = 20261121
 POOL = 384  # examples drawn at once, so that those of one length share a batch
 BATCH_TOKENS = 1400  # padded; what stays in the processor's cache is nearly twice as fast as a large batch
-BATCHES = (2, 4)  # to an update: at level 0, at level 1
+BATCHES = (2, 4)  # to an update: in the lower half of the levels, in the upper
 WARMUP = 40  # updates
 DECAY_FROM, FINAL = 0.2, 0.03  # share of the hours after which the rate falls, and what is left of it
 HELP_UNTIL = 0.9  # share of the hours
 SCORE_EVERY = 600.0  # seconds
 SAVE_EVERY = 180.0
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.006
-RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.35, 0.2, 0.004, 0.002  # of the level, by the share of right answers
+RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.35, 0.2, 0.003, 0.002  # of the level, by the share of right answers
 CLIP = 1.0
 
 
@@ -125,7 +126,8 @@ def scores(network: Llama, sets: dict[str, list[Encoded]]) -> dict[str, float]:
 class Trainer:
     """Everything that a checkpoint holds."""
 
-    def __init__(self, out: Path, learnt: Tokenizer, shape: Shape) -> None:
+    def __init__(self, out: Path, learnt: Tokenizer, shape: Shape, *, threads: int = 1) -> None:
+        self.workers = ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,))
         self.path = out / "checkpoint.pt"
         self.network = Llama(shape)
         initialise(self.network, seed=SEED)
@@ -171,11 +173,15 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
         help_weight = max(0.0, 1 - self.progress.seconds / (hours * 3600 * HELP_UNTIL))
         sums: Counter[str] = Counter()
-        for batch in chosen:
+
+        def descend(batch: demo_loss.Batch) -> demo_loss.Loss:
             found = demo_loss.loss(self.network, self.probe, batch, help_weight=help_weight)
             (found.total / len(chosen)).backward()  # type: ignore[no-untyped-call]
+            return found
+
+        for batch, found in zip(chosen, self.workers.map(descend, chosen), strict=True):
             sums.update({"answer": found.answer, "attention": found.attention, "probe": found.probe})
-            rows = torch.unique(batch.choices.row)
+            rows = torch.unique(batch.starts.row[batch.quoted > 0])
             if len(rows):
                 share = float(found.right[rows].float().mean())
                 self.progress.right += 0.02 * (share - self.progress.right)
@@ -209,7 +215,7 @@ def log(path: Path, row: dict[str, float]) -> None:
 
 def main(out: Path, hours: float, threads: int) -> None:
     """Train until the hours are over or someone asks to stop."""
-    torch.set_num_threads(threads)
+    torch.set_num_threads(1)
     torch.manual_seed(SEED)
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -217,7 +223,7 @@ def main(out: Path, hours: float, threads: int) -> None:
     learnt = tokenizer.load(out / "tokenizer.json")
     writer, held_out = writers(out, seed=SEED)
     sets = scoring_set(held_out, learnt)
-    trainer = Trainer(out, learnt, Shape(vocabulary=learnt.get_vocab_size()))
+    trainer = Trainer(out, learnt, Shape(vocabulary=learnt.get_vocab_size()), threads=threads)
     progress = trainer.progress
     print(f"{trainer.network.shape.parameters():,} parameters, step {progress.step}", flush=True)
     rng = random.Random(f"{SEED}:{progress.drawn}")
@@ -225,7 +231,7 @@ def main(out: Path, hours: float, threads: int) -> None:
     saved = scored = progress.seconds
     while progress.seconds < hours * 3600 and not stopped:
         began = time.monotonic()
-        count = BATCHES[0] + round(progress.level * (BATCHES[1] - BATCHES[0]))
+        count = BATCHES[progress.level > 0.5]
         if len(ready) < count:
             numbers = range(progress.drawn, progress.drawn + POOL)
             progress.drawn += POOL
@@ -263,6 +269,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(".mindfu/demo"))
     parser.add_argument("--hours", type=float, default=1.6)
-    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--threads", type=int, default=1, help="batches computed at the same time")
     options = parser.parse_args()
     main(options.out, options.hours, options.threads)
