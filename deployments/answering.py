@@ -85,7 +85,7 @@ class Answering:
             update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
         )
         status: TurnStatus = "cancelled"
-        done, error, opened = None, None, False
+        done, error, opened, refused = None, None, False, False
         recording: asyncio.Task[None] | None = None
         try:
             async with aclosing(stream("language model", self.llm, "generate", prompt)) as items:
@@ -106,9 +106,10 @@ class Answering:
                     yield item
         except Exception as exc:
             status, error = "failed", str(exc) if isinstance(exc, MindFuError) else type(exc).__name__
+            refused = not opened and isinstance(exc, MindFuError) and exc.status != EngineFailed.status
             raise
         finally:
-            if opened:  # a request that was refused before it began is no turn
+            if not refused:  # one that was refused before it began is no turn; one that broke or was left is
                 recording = self._in_background(self._record(ask, draft, status, done, error))
         assert recording is not None
         await asyncio.shield(recording)

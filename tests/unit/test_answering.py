@@ -189,3 +189,21 @@ async def test_a_request_chooses_its_retrieval():
     answers = answering(DONE, search=search)
     _ = [item async for item in answers.answer(ask(rag=RagOptions(top_k=2)))]
     assert searches == [Search(query="hi", top_k=2, min_score=0.3, collections=("default",))]
+
+
+async def test_a_client_that_leaves_before_the_first_token_left_a_turn():
+    """The model was asked, so it is kept, as cancelled and empty; so is an engine that breaks at once, as failed."""
+    answers = answering(None)
+    waiting = asyncio.create_task(anext(answers.answer(ask())))
+    for _ in range(20):  # until it waits for the engine
+        await asyncio.sleep(0)
+    waiting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await waiting
+    await answers.close()
+    broken = answering(EngineFailed("at once"))
+    with pytest.raises(EngineFailed):
+        await anext(broken.answer(ask()))
+    await broken.close()
+    kept = [*answers.recorder.turns, *broken.recorder.turns]
+    assert [(turn.status, turn.answer.content) for turn in kept] == [("cancelled", ""), ("failed", "")]
