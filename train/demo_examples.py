@@ -39,7 +39,8 @@ SMALLTALK = (
     ("Goodbye!", LISTS["farewell"]),
 )
 TOOL_SHARE = 0.1  # of the examples at level 1; with those between sources, this much of the prompts offer tools
-REPEAT_SHARE = 0.22  # half of such an example is copying, ten times as much as of a long prompt with a short quote
+# Of the examples at level 0, a fifth of that at level 1: half of such an example is copying, of others a twentieth.
+REPEAT_SHARE = 0.22
 REPEAT = ("Repeat this text.", "Say this again:", "Repeat:", "Read this out, word for word.", "Repeat after me.")
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -173,9 +174,9 @@ class Writer:
             return self._smalltalk(rng)
         if rng.random() < TOOL_SHARE * level:
             return self._tools(rng)
-        if rng.random() < REPEAT_SHARE:
+        if rng.random() < REPEAT_SHARE * (1 - 0.8 * level):
             return self._repeat(rng, level)
-        weights = {"noise": 0.35 - 0.27 * level, "handbook": 0.45 - 0.08 * level, "docs": 0.2 + 0.35 * level}
+        weights = {"noise": 0.35 - 0.27 * level, "handbook": 0.45 + 0.05 * level, "docs": 0.2 + 0.22 * level}
         source = rng.choices(list(weights), list(weights.values()))[0]
         most = 1 + round(4 * level)
         count = min(rng.randint(1, most + 1), most)

@@ -17,21 +17,16 @@ from train.demo_examples import Encoded
 from train.model import Llama
 
 FIRST_TOKENS = 3  # of an answer: they choose between quoting and declining, and the sentence
-FIRST_WEIGHT = 3.0
+FIRST_WEIGHT = 5.0
 STRANGERS = 8  # one in so many of the words that the question does not hold
 TEXT_SHARE, TEXT_WEIGHT = 0.08, 0.1  # of the prompt's tokens, learnt as plain text
 PROBE_LAYER = 2
 PREVIOUS = ((0, 0, 1), (0, 1, 2))  # (layer, head, how many tokens back)
 MATCH_HEADS = ((1, 2), (1, 4))  # from a passage's word to the same word in the question, or to the very first token
-GATHER_HEADS = (
-    (2, 1),
-    (2, 2),
-)  # from a sentence's end to its words that the question holds, or to the very first token
-START_HEADS = ((1, 1, 0), (2, 3, 0), (2, 0, 1))  # (layer, head, place): from a sentence's end to its first and second token
-CHOICE_HEADS = (
-    (3, 2),
-    (4, 2),
-)  # from the answer's first tokens to the quoted sentence's end, or to the very first token
+GATHER_HEADS = ((2, 1), (2, 2))  # from a sentence's end to its words that the question holds, or the very first token
+START_HEADS = ((1, 1, 0), (2, 3, 0), (2, 0, 1))  # (layer, head, place): from a sentence's end to its first two tokens
+# from the answer's first tokens to the end of the quoted sentence, or the very first token
+CHOICE_HEADS = ((3, 2), (3, 3), (3, 4), (4, 2))
 COPY_HEADS = ((3, 0), (3, 1), (4, 0), (4, 1))  # from an answer's token to the one to copy
 
 

@@ -39,7 +39,7 @@ HELP_UNTIL = 0.9  # share of the hours
 SCORE_EVERY = 600.0  # seconds
 SAVE_EVERY = 180.0
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.006
-RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.35, 0.2, 0.003, 0.002  # of the level, by the share of right answers
+RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.25, 0.15, 0.003, 0.002  # of the level, by the share of right answers
 CLIP = 1.0
 
 
