@@ -8,17 +8,24 @@ right sentence, its mark, and nothing after it.
 
 import argparse
 import json
+import tomllib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import metadata
 from pathlib import Path
 from typing import NamedTuple
 
 import llama_cpp
+import numpy as np
+import numpy.typing as npt
 import torch
 from tokenizers import Tokenizer
 
+from app import prompt
+from app.chunking import cut
+from app.embedding import BUNDLED, EmbeddingModel, Purpose
 from train import chat, gguf_export, tokenizer
-from train.demo_examples import Example, Writer
+from train.demo_examples import Example, Piece, Writer
 from train.demo_export import SHIPPED, trained
 from train.demo_train import writers
 from train.model import Llama
@@ -90,6 +97,29 @@ def questions(writer: Writer, count: int) -> Iterator[tuple[str, Example]]:
             yield kind, writer.of_kind(number, kind)
 
 
+def retrieved() -> Iterator[tuple[Example, str]]:
+    """(example, what the quote must hold): our own chunks and embeddings of real documents, the best four passages."""
+    embedding = EmbeddingModel(BUNDLED, threads=1)
+
+    def vectors(texts: Sequence[str], purpose: Purpose) -> npt.NDArray[np.float32]:
+        return np.concatenate(
+            [embedding.forward(embedding.windows(embedding.tokens(text, purpose))[:1]) for text in texts]
+        )
+
+    documents = tomllib.loads(Path(__file__).with_name("demo_retrieval.toml").read_text(encoding="utf-8"))["documents"]
+    pieces = []
+    for document in documents:
+        text = metadata(document["package"]).get_payload()  # type: ignore[attr-defined]  # an email message really
+        title = f"{document['package']}.md"
+        pieces += [Piece(title, prompt.FENCE_MARK.sub("‹", chunk.text), ()) for chunk in cut(text, kind="markdown")]
+    places = vectors([piece.text for piece in pieces], "document")
+    for document in documents:
+        for question in document["questions"]:
+            best = np.argsort(-(places @ vectors([question["ask"]], "query")[0]))[:4]
+            found = tuple(pieces[index] for index in best)
+            yield Example((), question["ask"], found, None, "", "retrieved"), question["holds"]
+
+
 def main(out: Path, path: Path, count: int) -> None:
     """Ask, compare, print."""
     torch.set_num_threads(1)
@@ -107,6 +137,14 @@ def main(out: Path, path: Path, count: int) -> None:
         tally.setdefault(name, []).append((exact, said.stopped, same))
         if not exact:
             wrong.append({"set": name, "question": example.question, "expected": example.answer, "said": said.text})
+    found = [(example, holds, served.answer(served.prompt(example.chat()[:-1]))) for example, holds in retrieved()]
+    in_reach = [(e, holds, said) for e, holds, said in found if any(holds in piece.text for piece in e.pieces)]
+    quoted = [said for _, holds, said in in_reach if holds in said.text]
+    wrong += [
+        {"set": "retrieved", "question": e.question, "expected": h, "said": a.text}
+        for e, h, a in found
+        if h not in a.text
+    ]
     table = {
         name: {
             "questions": len(rows),
@@ -119,6 +157,9 @@ def main(out: Path, path: Path, count: int) -> None:
     print("| questions | asked | exact | stopped | as PyTorch |\n|---|---|---|---|---|")
     for name, row in table.items():
         print(f"| {name} | " + " | ".join(str(value) for value in row.values()) + " |")
+    print(
+        f"real documents: of {len(found)} questions {len(in_reach)} found their passage, {len(quoted)} quoted from it"
+    )
     (out / "scores.json").write_text(json.dumps({"scores": table, "wrong": wrong}, indent=1, ensure_ascii=False) + "\n")
 
 

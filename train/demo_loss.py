@@ -24,7 +24,7 @@ PROBE_LAYER = 2
 PREVIOUS = ((0, 0, 1), (0, 1, 2))  # (layer, head, how many tokens back)
 MATCH_HEADS = ((1, 2), (1, 4))  # from a passage's word to the same word in the question, or to the very first token
 GATHER_HEADS = ((2, 1), (2, 2))  # from a sentence's end to its words that the question holds, or the very first token
-START_HEADS = ((1, 1, 0), (2, 3, 0), (2, 0, 1))  # (layer, head, place): from a sentence's end to its first two tokens
+START_HEADS = ((1, 1, 0), (2, 3, 0), (2, 0, 1))  # (layer, head, order): from a sentence's end to its first two tokens
 # from the answer's first tokens to the end of the quoted sentence, or the very first token
 CHOICE_HEADS = ((3, 2), (3, 3), (3, 4), (4, 2))
 COPY_HEADS = ((3, 0), (3, 1), (4, 0), (4, 1))  # from an answer's token to the one to copy
@@ -154,8 +154,9 @@ def _attention(queries: list[Tensor], keys: list[Tensor], batch: Batch) -> Tenso
     ]
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.copies) for layer, head in COPY_HEADS]
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.choices) for layer, head in CHOICE_HEADS]
-    for layer, head, place in START_HEADS:
-        terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.seconds if place else batch.starts))
+    for layer, head, order in START_HEADS:
+        pairs = batch.seconds if order else batch.starts
+        terms.append(looking(queries[layer][:, head], keys[layer][:, head], pairs))
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.gathers) for layer, head in GATHER_HEADS]
     for layer, head in MATCH_HEADS:
         terms.append(looking(queries[layer][:, head], keys[layer][:, head], batch.matches))
