@@ -13,6 +13,7 @@ from app.messages import Strict
 from app.prompt import Placement
 
 DEMO_MODEL = "demo"
+IMPORT_PATH = "deployments.graph:build"  # of the applications in serve_config.yaml that are MindFu
 
 
 class LLMSettings(Strict):

@@ -19,7 +19,9 @@ from typing import Any
 
 import yaml
 
-from app.settings import Secrets, home
+from app.errors import Misconfigured
+from app.llama.source import locate
+from app.settings import IMPORT_PATH, Secrets, Settings, home
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -56,10 +58,16 @@ def serve(config: Path) -> int:
     _environment()  # first: Ray reads it when it is imported
     if check(config):
         return 2
-    http = yaml.safe_load(config.read_text()).get("http_options", {})
+    parsed = yaml.safe_load(config.read_text())
+    http = parsed.get("http_options", {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
     if not _is_free(host, port):
         print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
+        return 2
+    try:
+        _find_models(parsed)
+    except Misconfigured as exc:
+        print(exc, file=sys.stderr)
         return 2
     with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(config, address) as process:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
@@ -71,6 +79,18 @@ def serve(config: Path) -> int:
         return 1
     print("MindFu stopped.")
     return 0
+
+
+def _find_models(config: dict[str, Any]) -> None:
+    """See that the model is here, or download it with the progress on this terminal. Raises Misconfigured.
+
+    Not where a cluster runs already: its other machines have files of their own.
+    """
+    if os.environ["RAY_ADDRESS"] != "local":
+        return
+    for application in config["applications"]:
+        if application["import_path"] == IMPORT_PATH:
+            locate(Settings.model_validate(application.get("args") or {}).llm.model, home())
 
 
 def _environment() -> None:

@@ -12,9 +12,8 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.errors import Misconfigured
-from app.settings import Secrets, Settings
+from app.settings import IMPORT_PATH, Secrets, Settings
 
-IMPORT_PATH = "deployments.graph:build"
 DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Librarian", "VectorStore")
 
 

@@ -18,7 +18,7 @@ pytestmark = pytest.mark.integration
 
 LONG = {
     "model": "mindfu-demo",
-    "messages": [{"role": "user", "content": "Tell me a long story."}],
+    "messages": [{"role": "user", "content": "What are you?"}],
     "stream": True,
     "max_tokens": 300,
     "temperature": 1.5,
@@ -67,6 +67,7 @@ async def test_32_streams_finish_when_half_of_the_clients_leave(server: Server):
 
 async def test_a_dying_engine_ends_its_streams_with_an_error_event_and_is_replaced(server: Server):
     """The stream says that it broke; the next request that is not refused succeeds."""
+    engine = server.replica("LlamaCpp")
     async with client(server) as http:
 
         async def broken() -> list[dict[str, object] | str]:
@@ -75,8 +76,8 @@ async def test_a_dying_engine_ends_its_streams_with_an_error_event_and_is_replac
                 async for line in answer.aiter_lines():
                     if line:
                         events.append(json.loads(line.removeprefix("data: ")) if "[DONE]" not in line else "[DONE]")
-                        if len(events) == 3:
-                            server.replica("LlamaCpp").kill()
+                        if len(events) == 1:
+                            engine.kill()
             return events
 
         events = await broken()

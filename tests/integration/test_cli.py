@@ -56,8 +56,9 @@ def test_a_taken_port_is_named(tmp_path: Path):
     assert str(port) in refused.stderr
 
 
-def test_a_model_that_is_not_there_ends_the_start_with_its_name(tmp_path: Path):
-    """The graph cannot start, the reason is shown, and everything is taken down again."""
-    failed = serve(tmp_path, llm__model="/nowhere/absent.gguf")
-    assert failed.returncode == 1
-    assert "/nowhere/absent.gguf" in failed.stderr + failed.stdout
+def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Path):
+    """With the path that was looked at, and what to give instead."""
+    refused = serve(tmp_path, llm__model="/nowhere/absent.gguf")
+    assert refused.returncode == 2
+    assert "/nowhere/absent.gguf" in refused.stderr
+    assert "Starting Ray" not in refused.stdout
