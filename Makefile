@@ -62,7 +62,7 @@ $(VENV)/torch: $(UV)
 
 # By pip, whose cache keeps the wheel it built: the next virtual environment takes it from there.
 $(VENV)/llama: $(VENV)/torch
-	@echo "== installing $(LLAMA) (the first time, llama.cpp is compiled for this CPU: about 8 CPU-minutes)"
+	@echo "== installing $(LLAMA) (the first time, llama.cpp is compiled for this CPU: about 7 minutes of two cores)"
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps $(LLAMA)
 	@touch $@
 
