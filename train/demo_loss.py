@@ -27,6 +27,7 @@ GATHER_HEADS = ((2, 1), (2, 2))  # from a sentence's end to its words that the q
 START_HEADS = ((1, 1, 0), (2, 3, 0), (2, 0, 1))  # (layer, head, order): from a sentence's end to its first two tokens
 # from the answer's first tokens to the end of the quoted sentence, or the very first token
 CHOICE_HEADS = ((3, 2), (3, 3), (3, 4), (4, 2))
+FIRST_HEADS = ((4, 0), (4, 1))  # from the opening quotation mark to the first token to copy
 COPY_HEADS = ((3, 0), (3, 1), (4, 0), (4, 1))  # from an answer's token to the one to copy
 
 
@@ -48,6 +49,7 @@ class Batch:
     tokens: Tensor
     weights: Tensor
     answers: Tensor
+    firsts: Pairs
     copies: Pairs
     choices: Pairs
     starts: Pairs
@@ -77,12 +79,13 @@ def collate(examples: Sequence[Encoded]) -> Batch:
     length = max(len(example.tokens) for example in examples)
     tokens = torch.zeros(len(examples), length, dtype=torch.long)
     weights = torch.zeros(len(examples), length)
-    copies, choices, starts, seconds, quoted, matches, strangers, gathers = [], [], [], [], [], [], [], []
+    firsts, copies, choices, starts, seconds, quoted, matches, strangers, gathers = [], [], [], [], [], [], [], [], []
     for row, example in enumerate(examples):
         size = len(example.tokens)
         tokens[row, :size] = torch.tensor(example.tokens)
         weights[row, example.answer : size - 1] = 1.0
         weights[row, example.answer : example.answer + FIRST_TOKENS] = FIRST_WEIGHT
+        firsts += [(row, looks, at) for looks, at in example.pointers[:1]]
         copies += [(row, looks, at) for looks, at in example.pointers[1:]]
         for start, end, is_quoted in example.sentences:
             starts.append((row, end, start))
@@ -101,6 +104,7 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         tokens,
         weights,
         answers,
+        _pairs(firsts),
         _pairs(copies),
         _pairs(choices),
         _pairs(starts),
@@ -153,6 +157,7 @@ def _attention(queries: list[Tensor], keys: list[Tensor], batch: Batch) -> Tenso
         for layer, head, back in PREVIOUS
     ]
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.copies) for layer, head in COPY_HEADS]
+    terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.firsts) for layer, head in FIRST_HEADS]
     terms += [looking(queries[layer][:, head], keys[layer][:, head], batch.choices) for layer, head in CHOICE_HEADS]
     for layer, head, order in START_HEADS:
         pairs = batch.seconds if order else batch.starts

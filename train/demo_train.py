@@ -24,7 +24,7 @@ import torch
 from tokenizers import Tokenizer
 from torch import nn
 
-from train import demo_loss, demo_text, tokenizer
+from train import demo_loss, demo_text, gguf_export, tokenizer
 from train.demo_examples import Encoded, Writer, encode
 from train.model import Llama, Shape, initialise
 from train.muon import Muon
@@ -213,17 +213,24 @@ def log(path: Path, row: dict[str, float]) -> None:
     print(json.dumps(row), flush=True)
 
 
-def main(out: Path, hours: float, threads: int) -> None:
+def main(out: Path, hours: float, threads: int, start: Path | None) -> None:
     """Train until the hours are over or someone asks to stop."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
     stopped: list[int] = []
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda received, _frame: stopped.append(received))
+    loaded = gguf_export.read(start) if start else None
+    if loaded:
+        loaded.tokenizer.save(str(out / "tokenizer.json"))
     learnt = tokenizer.load(out / "tokenizer.json")
     writer, held_out = writers(out, seed=SEED)
     sets = scoring_set(held_out, learnt)
-    trainer = Trainer(out, learnt, Shape(vocabulary=learnt.get_vocab_size()), threads=threads)
+    shape = loaded.shape if loaded else Shape(vocabulary=learnt.get_vocab_size())
+    trainer = Trainer(out, learnt, shape, threads=threads)
+    if loaded and trainer.progress.step == 0:
+        trainer.network.load_state_dict(loaded.weights)
+        trainer.progress.level = 1.0
     progress = trainer.progress
     print(f"{trainer.network.shape.parameters():,} parameters, step {progress.step}", flush=True)
     rng = random.Random(f"{SEED}:{progress.drawn}")
@@ -270,5 +277,6 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path(".mindfu/demo"))
     parser.add_argument("--hours", type=float, default=1.6)
     parser.add_argument("--threads", type=int, default=1, help="batches computed at the same time")
+    parser.add_argument("--start", type=Path, help="train on from this GGUF's weights and tokenizer")
     options = parser.parse_args()
-    main(options.out, options.hours, options.threads)
+    main(options.out, options.hours, options.threads, options.start)
