@@ -176,7 +176,7 @@ class Writer:
             return self._tools(rng)
         if rng.random() < REPEAT_SHARE * (1 - 0.8 * level):
             return self._repeat(rng, level)
-        weights = {"noise": 0.35 - 0.27 * level, "handbook": 0.45 + 0.05 * level, "docs": 0.2 + 0.22 * level}
+        weights = {"noise": 0.35 - 0.27 * level, "handbook": 0.45 - 0.13 * level, "docs": 0.2 + 0.4 * level}
         source = rng.choices(list(weights), list(weights.values()))[0]
         most = 1 + round(4 * level)
         count = min(rng.randint(1, most + 1), most)
