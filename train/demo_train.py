@@ -1,4 +1,4 @@
-"""Stage 3 of the demo model: train it. Stops after --hours of training time; a second start continues.
+"""Stage 3 of the demo model: train it. Stops after --hours of each thread's processor time; a second start continues.
 
     python -m train.demo_train --out .mindfu/demo --hours 1.6
 
@@ -237,14 +237,14 @@ def main(out: Path, hours: float, threads: int, start: Path | None) -> None:
     ready: list[demo_loss.Batch] = []
     saved = scored = progress.seconds
     while progress.seconds < hours * 3600 and not stopped:
-        began = time.monotonic()
+        began = time.process_time()
         count = BATCHES[progress.level > 0.5]
         if len(ready) < count:
             numbers = range(progress.drawn, progress.drawn + POOL)
             progress.drawn += POOL
             ready = list(batches([encode(learnt, writer.example(n, level=progress.level)) for n in numbers], rng))
         losses = trainer.update([ready.pop() for _ in range(count)], hours)
-        progress.seconds += time.monotonic() - began
+        progress.seconds += (time.process_time() - began) / threads  # of processor time: pauses do not count
         assert math.isfinite(losses["answer"])
         if progress.step % 20 == 0:
             state = {"step": progress.step, "s": round(progress.seconds), "level": round(progress.level, 3)}
