@@ -7,14 +7,15 @@ A change that an old replica could misread raises `CONTRACT`.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
 CONTRACT: Literal[1] = 1
 
 Role = Literal["system", "user", "assistant", "tool"]
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+JsonSchema = dict[str, Any]
 Metadata = dict[str, str | int | float | bool | None]  # flat, of at most 16 kB as JSON
 
 
@@ -33,13 +34,38 @@ class ToolCall(Strict):
 
 
 class Message(Strict):
-    """One message of a chat, plain text."""
+    """One message of a chat, plain text. reasoning: what an assistant thought before it answered."""
 
     role: Role
     content: str = ""
+    reasoning: str = ""
     name: str | None = None
     tool_calls: tuple[ToolCall, ...] = ()
     tool_call_id: str | None = None
+
+
+class Tool(Strict):
+    """A function that the model may call. parameters: the JSON Schema of its arguments, an object's."""
+
+    name: str
+    description: str = ""
+    parameters: JsonSchema = Field(default_factory=dict)
+    strict: bool = False  # free calls too are held to the schema
+
+
+class NamedTool(Strict):
+    """The one function that must be called."""
+
+    name: str
+
+
+ToolChoice = Literal["auto", "none", "required"] | NamedTool
+
+
+class JsonFormat(Strict):
+    """The answer must be JSON. json_schema: what it must satisfy; None: any object."""
+
+    json_schema: JsonSchema | None = None
 
 
 class Sampling(Strict):
@@ -53,17 +79,31 @@ class Sampling(Strict):
     frequency_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     presence_penalty: float = Field(0.0, ge=-2.0, le=2.0)
     seed: int | None = Field(None, ge=0, le=2**32 - 2)  # 2**32 - 1 means "random" to llama.cpp
+    logit_bias: dict[int, Annotated[float, Field(ge=-100.0, le=100.0)]] = Field(default_factory=dict, max_length=1024)
+    ignore_eos: bool = False  # go on to max_tokens, whatever the model says
 
 
 class Generate(Strict):
-    """Ask an LLM replica for one answer: to a chat (`messages`), or to continue a text (`prompt`)."""
+    """Ask an LLM replica for `n` answers: to a chat (`messages`), or to continue a text (`prompt`).
+
+    model: as the client named it, resolved; adapter: the version that answers, None for the bare base.
+    logprobs: how many alternatives are told with each token's log-probability; None tells nothing.
+    """
 
     contract: Literal[1] = CONTRACT
     request_id: str
     tenant: str = "default"
     model: str
+    adapter: str | None = None
     messages: tuple[Message, ...] = ()
     prompt: str | None = None
+    tools: tuple[Tool, ...] = ()
+    tool_choice: ToolChoice = "auto"
+    parallel_tool_calls: bool = True
+    response_format: JsonFormat | None = None
+    thinking: bool | None = None  # of a model that reasons: None as its template has it
+    n: int = Field(1, ge=1, le=16)
+    logprobs: int | None = Field(None, ge=0, le=20)
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = Field((), max_length=4)
     max_tokens: int | None = Field(None, ge=1)  # None: as far as the window reaches
@@ -86,20 +126,70 @@ class Timings(Strict):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCallDelta:
+    """The next piece of a tool call. index: which call of the answer, from 0. id and name: with its first piece only.
+
+    The arguments of all pieces of one call concatenate to JSON text.
+    """
+
+    index: int
+    arguments: str = ""
+    id: str | None = None
+    name: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Alternative:
+    """A token that could have come at a place. logprob: natural, of the model's own distribution, before sampling."""
+
+    text: str  # with U+FFFD where the bytes are no whole characters
+    data: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """A token that came, and the likeliest ones at its place, best first."""
+
+    chosen: Alternative
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Delta:
-    """The next piece of an answer: whole characters, from `tokens` tokens. May join several steps of the engine."""
+    """The next piece of an answer: whole characters, from `tokens` tokens. May join several steps of the engine.
+
+    Within one piece, reasoning comes before text and text before tool calls. choice: which of the `n` answers.
+    """
 
     text: str
     tokens: int
+    choice: int = 0
+    reasoning: str = ""
+    tool_calls: tuple[ToolCallDelta, ...] = ()
+    logprobs: tuple[TokenLogprob, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """How one of the answers ended. stop: the stop string that ended it, which is not part of the text."""
+
+    finish_reason: FinishReason
+    stop: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """The last item of every stream that did not fail."""
+    """The last item of every stream that did not fail. ends: one for each of the `n` answers, in their order."""
 
-    finish_reason: FinishReason
-    usage: Usage
+    ends: tuple[End, ...]
+    usage: Usage  # prompt once, completions summed
     timings: Timings
+
+    @property
+    def finish_reason(self) -> FinishReason:
+        """Of the first answer."""
+        return self.ends[0].finish_reason
 
 
 class Measure(Strict):

@@ -6,9 +6,9 @@ from types import SimpleNamespace
 from typing import Any
 
 from app.conversations import Place, Turn
-from app.messages import Delta, Done, Timings, Usage
+from app.messages import Delta, Done, End, Timings, Usage
 
-DONE = Done("stop", Usage(prompt_tokens=7, completion_tokens=2), Timings(queued_s=0, prefill_s=0, decode_s=0))
+DONE = Done((End("stop"),), Usage(prompt_tokens=7, completion_tokens=2), Timings(queued_s=0, prefill_s=0, decode_s=0))
 PLACE = Place("6f9619ff-8b86-d011-b42d-00cf4fc964ff", None, ())
 
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from app.llama.model import Tokens
 from app.llama.sampling import Sampler
 from app.llama.text import AnswerText
-from app.messages import Delta, Done, FinishReason, Sampling, Timings, Usage
+from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, Usage
 
 Item = Delta | Done | Exception
 
@@ -94,7 +94,7 @@ class Job:
             prefill_s=self.answering - self.admitted,
             decode_s=now - self.answering,
         )
-        return Done(reason, usage, timings)
+        return Done((End(reason),), usage, timings)
 
 
 def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:

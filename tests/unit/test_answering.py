@@ -7,7 +7,7 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from app.errors import ContextTooLong, EngineFailed
-from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOptions, Search
+from app.messages import Delta, Done, End, Generate, Measure, Message, Passage, RagOptions, Search
 from app.settings import RagSettings
 from deployments.answering import SEAMS, Answering, Ask, Opened
 from deployments.metrics import Metrics
@@ -15,7 +15,7 @@ from tests.fakes import DONE, PLACE, Handle, Recorder, Streamed
 
 HI = Message(role="user", content="hi")
 HEL, LO = Delta("Hel", 1), Delta("lo", 1)
-LENGTH = Done("length", DONE.usage, DONE.timings)
+LENGTH = Done((End("length"),), DONE.usage, DONE.timings)
 
 
 def ask(*, rag: bool | RagOptions = False, max_tokens: int | None = None) -> Ask:

@@ -10,11 +10,11 @@ from pydantic import ValidationError
 
 from app.dialects import openai
 from app.errors import InvalidRequest, Overloaded, Unauthorized, UnsupportedOption
-from app.messages import Delta, Done, Message, Passage, Timings, ToolCall, Usage
+from app.messages import Delta, Done, End, Message, Passage, Timings, ToolCall, Usage
 
 BASE = "http://localhost/"
 USER = {"role": "user", "content": "hi"}
-DONE = Done("stop", Usage(prompt_tokens=7, completion_tokens=2), Timings(queued_s=0, prefill_s=0, decode_s=0))
+DONE = Done((End("stop"),), Usage(prompt_tokens=7, completion_tokens=2), Timings(queued_s=0, prefill_s=0, decode_s=0))
 SOURCE = Passage(document_id="doc_1", collection="c", title="a.pdf", chunk=3, text="x", score=0.8, start=0, end=1)
 
 
