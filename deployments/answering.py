@@ -6,7 +6,7 @@ engine fails. Nothing here knows a dialect.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine
+from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,6 +14,7 @@ from typing import Any
 
 from ray.serve.handle import DeploymentHandle
 
+from app.answer import Choice, gather
 from app.conversations import Place, Turn, TurnStatus
 from app.errors import EngineFailed, MindFuError
 from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOptions, Search
@@ -22,6 +23,11 @@ from app.recorder import Recorder
 from app.settings import RagSettings
 from deployments.calls import call, stream
 from deployments.metrics import Metrics
+
+OPTIONS = frozenset({
+    "tools", "tool_choice", "parallel_tool_calls", "response_format", "thinking", "n", "logprobs",
+})  # fmt: skip
+"""What was asked of the engine that a turn has no column for: kept in its extras where it is not the default."""
 
 SEAMS = 8  # tokens that texts may cost beyond their own when they are joined
 
@@ -54,7 +60,7 @@ class Draft:
     started: float  # performance counter
     created_at: datetime
     first_token_s: float | None = None
-    pieces: list[str] = field(default_factory=list)
+    deltas: list[Delta] = field(default_factory=list)
 
 
 class Answering:
@@ -100,9 +106,9 @@ class Answering:
                         self.metrics.stage("first_token", draft.first_token_s)
                         yield Opened(draft.sources, draft.place.conversation_id if draft.place else None)
                     if isinstance(item, Done):
-                        done, status = item, "complete" if item.finish_reason == "stop" else "truncated"
+                        done, status = item, "truncated" if item.finish_reason == "length" else "complete"
                         break
-                    draft.pieces.append(item.text)
+                    draft.deltas.append(item)
                     yield item
         except Exception as exc:
             status, error = "failed", str(exc) if isinstance(exc, MindFuError) else type(exc).__name__
@@ -175,6 +181,7 @@ class Answering:
         messages = request.messages
         if request.prompt is not None:
             messages = (Message(role="user", content=request.prompt),)
+        first, *others = gather(draft.deltas, request.n)
         turn = Turn(
             request_id=request.request_id,
             tenant=request.tenant,
@@ -182,7 +189,7 @@ class Answering:
             client=ask.client,
             model=request.model,
             messages=messages,
-            answer=Message(role="assistant", content="".join(draft.pieces)),
+            answer=first.message(),
             sources=draft.sources,
             placement=self.rag.placement,
             sampling=request.sampling,
@@ -195,7 +202,7 @@ class Answering:
             finish_reason=done.finish_reason if done else None,
             status=status,
             error=error,
-            extras=ask.extras,
+            extras=ask.extras | _options(request) | _alternatives(others),
             created_at=draft.created_at,
         )
         self.metrics.answered(status, done.usage if done else None)
@@ -206,3 +213,13 @@ class Answering:
         self.background.add(task)
         task.add_done_callback(self.background.discard)
         return task
+
+
+def _options(request: Generate) -> dict[str, Any]:
+    return request.model_dump(mode="json", include=set(OPTIONS), exclude_defaults=True)
+
+
+def _alternatives(choices: Sequence[Choice]) -> dict[str, Any]:
+    """The answers beside the first, which is the one that a conversation goes on from."""
+    kept = [choice.message().model_dump(mode="json", exclude_defaults=True) for choice in choices]
+    return {"alternatives": kept} if kept else {}

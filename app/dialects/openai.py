@@ -14,10 +14,10 @@ from typing import Annotated, Any, Literal
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
+from app.answer import Choice
+from app.dialects.events import Event, Json
 from app.errors import InvalidRequest, MindFuError, UnsupportedOption
 from app.messages import Delta, Done, Generate, Message, Passage, RagOptions, Sampling, Strict, ToolCall, Usage
-
-Json = dict[str, Any]
 
 RECORDED = frozenset({
     "client_metadata", "metadata", "parallel_tool_calls", "prompt_cache_key", "prompt_cache_options",
@@ -215,38 +215,38 @@ class EmbeddingRequest(BaseModel):
 
 
 class ChatRenderer:
-    """Renders one answer as a chat completion, whole or as chunks. One id and one `created` for all chunks."""
+    """One answer as a chat completion, whole or as chunks. One id and one `created` for all chunks."""
 
     object_whole, object_chunk, prefix = "chat.completion", "chat.completion.chunk", "chatcmpl"
 
-    def __init__(self, request_id: str, model: str, sources: Sequence[Passage], base_url: str) -> None:
-        self.head = {"id": f"{self.prefix}-{request_id}", "created": int(time.time()), "model": model}
+    def __init__(
+        self, request: GenerationRequest, generate: Generate, sources: Sequence[Passage] = (), base_url: str = ""
+    ) -> None:
+        self.head = {"id": f"{self.prefix}-{generate.request_id}", "created": int(time.time()), "model": generate.model}
         self.sources, self.base_url = tuple(sources), base_url
+        self.include_usage = request.stream_options is not None and request.stream_options.include_usage
 
-    def opening(self) -> Iterable[Json]:
-        """What is sent before the first token."""
+    def opening(self) -> Iterable[Event]:
+        """The role."""
         yield self._chunk({"role": "assistant", "content": "", "refusal": None})
 
-    def piece(self, delta: Delta) -> Json:
-        """One delta."""
-        return self._chunk({"content": delta.text})
+    def piece(self, delta: Delta) -> Iterable[Event]:
+        """Its text."""
+        yield self._chunk({"content": delta.text})
 
-    def closing(self, text: str, done: Done, *, include_usage: bool) -> Iterable[Json]:
+    def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:
         """The finish reason with citations and sources, then the usage if asked for."""
-        last = self._chunk(
-            {"annotations": annotations(text, self.sources, self.base_url)} if self.sources else {}, done.finish_reason
-        )
-        yield last | {"sources": sources(self.sources)}
-        if include_usage:
-            yield self.head | {"object": self.object_chunk, "choices": [], "usage": usage(done.usage)}
+        last = {"annotations": annotations(choices[0].text, self.sources, self.base_url)} if self.sources else {}
+        yield self._chunk(last, done.finish_reason, sources=sources(self.sources))
+        yield from self._end(done)
 
-    def whole(self, text: str, done: Done) -> Json:
+    def whole(self, choices: Sequence[Choice], done: Done) -> Json:
         """The answer of a request that did not stream."""
         message = {
             "role": "assistant",
-            "content": text,
+            "content": choices[0].text,
             "refusal": None,
-            "annotations": annotations(text, self.sources, self.base_url),
+            "annotations": annotations(choices[0].text, self.sources, self.base_url),
         }
         choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": done.finish_reason}
         return self.head | {
@@ -256,9 +256,18 @@ class ChatRenderer:
             "sources": sources(self.sources),
         }
 
-    def _chunk(self, delta: Json, finish_reason: str | None = None) -> Json:
+    def error(self, exc: MindFuError) -> Iterable[Event]:
+        """The error object, and no [DONE]."""
+        yield Event(error(exc))
+
+    def _chunk(self, delta: Json, finish_reason: str | None = None, **more: Any) -> Event:
         choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish_reason}
-        return self.head | {"object": self.object_chunk, "choices": [choice]}
+        return Event(self.head | {"object": self.object_chunk, "choices": [choice]} | more)
+
+    def _end(self, done: Done) -> Iterable[Event]:
+        if self.include_usage:
+            yield Event(self.head | {"object": self.object_chunk, "choices": [], "usage": usage(done.usage)})
+        yield Event("[DONE]")
 
 
 class CompletionRenderer(ChatRenderer):
@@ -267,23 +276,22 @@ class CompletionRenderer(ChatRenderer):
     object_whole = object_chunk = "text_completion"
     prefix = "cmpl"
 
-    def opening(self) -> Iterable[Json]:
+    def opening(self) -> Iterable[Event]:
         """Nothing: there is no role to tell."""
         return ()
 
-    def piece(self, delta: Delta) -> Json:
-        """One delta."""
-        return self._completion(delta.text, None)
+    def piece(self, delta: Delta) -> Iterable[Event]:
+        """Its text."""
+        yield Event(self._completion(delta.text, None))
 
-    def closing(self, text: str, done: Done, *, include_usage: bool) -> Iterable[Json]:  # noqa: ARG002 - one signature
+    def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:  # noqa: ARG002 - one signature
         """The finish reason, then the usage if asked for."""
-        yield self._completion("", done.finish_reason)
-        if include_usage:
-            yield self.head | {"object": self.object_chunk, "choices": [], "usage": usage(done.usage)}
+        yield Event(self._completion("", done.finish_reason))
+        yield from self._end(done)
 
-    def whole(self, text: str, done: Done) -> Json:
+    def whole(self, choices: Sequence[Choice], done: Done) -> Json:
         """The answer of a request that did not stream."""
-        return self._completion(text, done.finish_reason) | {"usage": usage(done.usage)}
+        return self._completion(choices[0].text, done.finish_reason) | {"usage": usage(done.usage)}
 
     def _completion(self, text: str, finish_reason: str | None) -> Json:
         choice = {"index": 0, "text": text, "logprobs": None, "finish_reason": finish_reason}

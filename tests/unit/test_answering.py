@@ -7,7 +7,20 @@ import pytest
 from ray.exceptions import RayTaskError
 
 from app.errors import ContextTooLong, EngineFailed
-from app.messages import Delta, Done, End, Generate, Measure, Message, Passage, RagOptions, Search
+from app.messages import (
+    Delta,
+    Done,
+    End,
+    Generate,
+    Measure,
+    Message,
+    Passage,
+    RagOptions,
+    Search,
+    Tool,
+    ToolCall,
+    ToolCallDelta,
+)
 from app.settings import RagSettings
 from deployments.answering import SEAMS, Answering, Ask, Opened
 from deployments.metrics import Metrics
@@ -50,6 +63,26 @@ async def test_the_turn_is_kept_before_the_end_is_passed_on(last: Done, status: 
     (turn,) = answers.recorder.turns
     assert (turn.status, turn.answer.content, turn.usage, turn.error) == (status, "Hello", last.usage, None)
     assert turn.conversation_id == PLACE.conversation_id
+
+
+async def test_a_turn_keeps_what_the_model_was_offered_and_all_that_it_said():
+    """Reasoning and calls in the answer, the other answers and the tools beside it: training needs them."""
+    call = ToolCallDelta(0, "{}", id="c", name="f")
+    done = Done((End("tool_calls"), End("stop")), DONE.usage, DONE.timings)
+    answers = answering(Delta("", 1, reasoning="hm", tool_calls=(call,)), Delta("no", 1, choice=1), done)
+    generate = Generate(request_id="r", model="m", messages=(HI,), tools=(Tool(name="f"),), n=2)
+    _ = [item async for item in answers.answer(Ask(generate, rag=False, extras={"user": "u"}))]
+    (turn,) = answers.recorder.turns
+    assert turn.answer == Message(
+        role="assistant", reasoning="hm", tool_calls=(ToolCall(id="c", name="f", arguments="{}"),)
+    )
+    assert (turn.status, turn.finish_reason) == ("complete", "tool_calls")
+    assert turn.extras == {
+        "user": "u",
+        "tools": [{"name": "f"}],
+        "n": 2,
+        "alternatives": [{"role": "assistant", "content": "no"}],
+    }
 
 
 async def test_a_client_that_closes_the_answer_stops_the_engine():

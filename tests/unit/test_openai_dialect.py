@@ -8,6 +8,7 @@ from openai.types import Completion, CreateEmbeddingResponse
 from openai.types.chat import ChatCompletion, ChatCompletionChunk
 from pydantic import ValidationError
 
+from app.answer import Choice
 from app.dialects import openai
 from app.errors import InvalidRequest, Overloaded, Unauthorized, UnsupportedOption
 from app.messages import Delta, Done, End, Message, Passage, Timings, ToolCall, Usage
@@ -140,17 +141,18 @@ def test_any_seed_is_taken():
 
 def test_answers_parse_as_the_sdk_s_own_types():
     """Whole and chunk, with one id and one `created`; citations point at the sources."""
-    render = openai.ChatRenderer("r1", "m", [SOURCE], BASE)
-    whole = ChatCompletion.model_validate(render.whole('"x" [1] [9]', DONE), strict=True)
+    request = chat(stream=True, stream_options={"include_usage": True})
+    render = openai.ChatRenderer(request, request.generate("r1", "t", "m"), [SOURCE], BASE)
+    whole = ChatCompletion.model_validate(render.whole([Choice('"x" [1] [9]')], DONE), strict=True)
     assert whole.choices[0].message.content == '"x" [1] [9]'
     assert whole.usage
     assert whole.usage.total_tokens == 9
     rendered = [
         *render.opening(),
-        render.piece(Delta("x", 1)),
-        *render.closing("x [1]", DONE, include_usage=True),
+        *render.piece(Delta("x", 1)),
+        *render.closing([Choice("x [1]")], DONE),
     ]
-    chunks = [ChatCompletionChunk.model_validate(chunk, strict=True) for chunk in rendered]
+    chunks = [ChatCompletionChunk.model_validate(event.data, strict=True) for event in rendered[:-1]]
     assert {(chunk.id, chunk.created) for chunk in chunks} == {(whole.id, whole.created)}
     assert chunks[0].choices[0].delta.role == "assistant"
     assert chunks[-2].choices[0].finish_reason == "stop"
@@ -175,15 +177,16 @@ def test_citations_are_annotations_of_known_sources_only():
 
 def test_the_last_chunk_tells_the_sources_even_when_there_are_none():
     """`sources: []` says that the answer came without context."""
-    render = openai.ChatRenderer("r", "m", [], BASE)
-    assert next(iter(render.closing("x", DONE, include_usage=False)))["sources"] == []
+    render = openai.ChatRenderer(chat(), chat().generate("r", "t", "m"))
+    assert next(iter(render.closing([Choice("x")], DONE))).data["sources"] == []
 
 
 def test_completions_parse_as_the_sdk_s_own_type():
     """The older endpoint's whole and chunks have the same form."""
-    render = openai.CompletionRenderer("r", "m", [], BASE)
-    assert Completion.model_validate(render.whole("abc", DONE), strict=True).choices[0].text == "abc"
-    piece = render.piece(Delta("a", 1))
+    request = openai.CompletionRequest(model="m", prompt="x")
+    render = openai.CompletionRenderer(request, request.generate("r", "t", "m"))
+    assert Completion.model_validate(render.whole([Choice("abc")], DONE), strict=True).choices[0].text == "abc"
+    (piece,) = (event.data for event in render.piece(Delta("a", 1)))
     assert (piece["object"], piece["choices"][0]["text"]) == ("text_completion", "a")
 
 
