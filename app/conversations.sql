@@ -22,11 +22,12 @@ returning id
 insert into turns (
     id, conversation_id, parent_id, tenant, request_id, chain, exact, depth, messages, resent, answer, model, adapter,
     sources, placement, sampling, stop, max_tokens, prompt_tokens, completion_tokens, cached_tokens, queued_s,
-    prefill_s, decode_s, first_token_s, latency_s, finish_reason, status, error, client, extras, created_at
+    prefill_s, decode_s, first_token_s, latency_s, finish_reason, status, error, client, extras, created_at,
+    reasoning_tokens
 )
 values (
     $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
-    $26, $27, $28, $29, $30, $31, $32
+    $26, $27, $28, $29, $30, $31, $32, $33
 )
 on conflict (tenant, request_id) do nothing
 returning id

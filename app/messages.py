@@ -110,11 +110,16 @@ class Generate(Strict):
 
 
 class Usage(Strict):
-    """Tokens, by the model's own tokenizer. cached_tokens: the part of the prompt that needed no prefill."""
+    """Tokens, by the model's own tokenizer.
+
+    cached_tokens: the part of the prompt that needed no prefill; reasoning_tokens: the part of the answer that came
+    before its text.
+    """
 
     prompt_tokens: int
     completion_tokens: int
     cached_tokens: int = 0
+    reasoning_tokens: int = 0
 
 
 class Timings(Strict):

@@ -36,7 +36,7 @@ def passages(row: asyncpg.Record) -> tuple[Passage, ...]:
 
 
 def columns(turn: Turn) -> tuple[object, ...]:
-    """The columns from `answer` to `created_at`."""
+    """The columns from `answer` to `reasoning_tokens`."""
     usage, timings = turn.usage, turn.timings
     return (
         messages_json(ANSWER, turn.answer),
@@ -61,11 +61,12 @@ def columns(turn: Turn) -> tuple[object, ...]:
         turn.client and hide(turn.client),
         json(EXTRAS, turn.extras),
         turn.created_at,
+        usage and usage.reasoning_tokens,
     )
 
 
 def recorded_turn(row: asyncpg.Record) -> RecordedTurn:
-    usage = None if row["prompt_tokens"] is None else {field: row[field] for field in Usage.model_fields}
+    usage = None if row["prompt_tokens"] is None else {field: row[field] or 0 for field in Usage.model_fields}
     timings = None if row["queued_s"] is None else {field: row[field] for field in Timings.model_fields}
     return RecordedTurn(
         id=str(row["id"]),

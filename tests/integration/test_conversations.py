@@ -81,7 +81,7 @@ async def test_every_fact_of_a_turn_comes_back(store: Conversations) -> None:
         sampling=Sampling(temperature=0.3, seed=7),
         stop=("\n\n", "END"),
         max_tokens=64,
-        usage=Usage(prompt_tokens=9, completion_tokens=3, cached_tokens=1),
+        usage=Usage(prompt_tokens=9, completion_tokens=3, cached_tokens=1, reasoning_tokens=2),
         timings=Timings(queued_s=0.1, prefill_s=0.2, decode_s=0.3),
         first_token_s=0.25,
         status="truncated",
