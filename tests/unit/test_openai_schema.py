@@ -14,12 +14,12 @@ DELTA = {
 }
 
 
-def test_every_component_refuses_an_empty_list() -> None:
+def test_every_component_refuses_an_empty_object() -> None:
     """Each is there, with all that it refers to."""
     for component in COMPONENTS:
         if component != "ResponseStreamEvent":
             with pytest.raises(ValidationError):
-                validate(component, [])
+                validate(component, {})
 
 
 def test_an_event_is_held_to_the_schema_of_its_type() -> None:
