@@ -17,8 +17,9 @@ from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from app.conversations import Conversations
+from app.dialects import openai
 from app.errors import MindFuError, ModelNotFound
-from app.messages import ModelCard
+from app.messages import Generate, ModelCard
 from app.recorder import Recorder
 from app.settings import Secrets, Settings
 from deployments.answering import Answering
@@ -68,6 +69,10 @@ class Gateway:
         if model not in self.names:
             raise ModelNotFound(model, self.names)
         return self.settings.llm.name if model in self.settings.llm.aliases else model
+
+    def fingerprint(self, request: Generate) -> str:
+        """What answers this request: see `openai.fingerprint`."""
+        return openai.fingerprint(self.card, request.adapter, version("mindfu"))
 
     async def health(self) -> dict[str, Any]:
         """The state of every part, and `degraded` as soon as one of them does not answer."""

@@ -4,7 +4,10 @@ from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
 
-from app.dialects import openai
+from app.dialects.openai_chat import ChatRenderer
+from app.dialects.openai_completions import CompletionRenderer
+from app.dialects.openai_requests import ChatRequest, CompletionRequest
+from deployments.answering import Opened
 from deployments.routes.answers import ask_of, respond
 from deployments.routes.bodies import Route
 
@@ -19,22 +22,26 @@ def routes(gateway: "Gateway") -> APIRouter:
     router = APIRouter(tags=["generation"], route_class=Route)
 
     @router.post("/v1/chat/completions")
-    async def chat(request: Request, body: openai.ChatRequest) -> Response:
+    async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a chat, from the documents where they hold something."""
         generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
-        ask = ask_of(request, generate, rag=body.rag, extras=body.recorded())
-        return await respond(
-            gateway,
-            ask,
-            lambda opened: openai.ChatRenderer(body, generate, opened.sources, str(request.base_url)),
-            stream=body.stream,
-        )
+        ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
+
+        fingerprint, base_url = gateway.fingerprint(generate), str(request.base_url)
+
+        def renderer(opened: Opened) -> ChatRenderer:
+            return ChatRenderer(body, generate, fingerprint=fingerprint, sources=opened.sources, base_url=base_url)
+
+        return await respond(gateway, ask, renderer, stream=body.stream)
 
     @router.post("/v1/completions")
-    async def completions(request: Request, body: openai.CompletionRequest) -> Response:
+    async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue a text, without template and without retrieval."""
         generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
-        ask = ask_of(request, generate, rag=False, extras=body.recorded())
-        return await respond(gateway, ask, lambda _: openai.CompletionRenderer(body, generate), stream=body.stream)
+        ask = ask_of(request, generate, rag=False, extras=body.kept())
+        fingerprint = gateway.fingerprint(generate)
+        return await respond(
+            gateway, ask, lambda _: CompletionRenderer(body, generate, fingerprint=fingerprint), stream=body.stream
+        )
 
     return router

@@ -34,7 +34,8 @@ class Server:
         app.add_middleware(Guard, api_key=None, max_body=2000, max_upload=2000, metrics=self.metrics)
         refusals.register(app)
         answering = SimpleNamespace(answer=self.answer)
-        app.include_router(generation.routes(SimpleNamespace(answering=answering, served=lambda model: model)))
+        gateway = SimpleNamespace(answering=answering, served=lambda model: model, fingerprint=lambda _: "fp_1")
+        app.include_router(generation.routes(gateway))
         self.app = app
 
     def answer(self, ask: Ask) -> AsyncGenerator[Any]:

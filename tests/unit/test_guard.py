@@ -5,7 +5,7 @@ import pytest
 from fastapi import FastAPI, Request
 from pydantic import SecretStr
 
-from app.dialects.openai import ChatRequest
+from app.dialects.openai_requests import ChatRequest
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import refusals
