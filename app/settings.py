@@ -9,6 +9,7 @@ from typing import Self
 
 from pydantic import Field, SecretStr, model_validator
 
+from app.lexical import Language
 from app.messages import Strict
 from app.prompt import Placement
 
@@ -50,6 +51,7 @@ class EmbeddingSettings(Strict):
     batch_size: int = Field(16, ge=1)  # texts of one forward pass
     batch_wait_s: float = Field(0.002, ge=0.0)  # how long a query waits for company
     threads: int = Field(1, ge=1)
+    language: Language = "english"  # of the documents: stems and stop words of the words' half of a search
 
 
 class RagSettings(Strict):
@@ -58,7 +60,7 @@ class RagSettings(Strict):
     enabled: bool = True
     collections: tuple[str, ...] = ("default",)
     top_k: int = Field(5, ge=1, le=100)
-    min_score: float = Field(0.3, ge=-1.0, le=1.0)  # cosine similarity
+    min_score: float = Field(0.3, ge=-1.0, le=1.0)  # cosine; half of it is enough with half of the query's words
     token_budget: int = Field(1024, ge=64)  # of the retrieved block, at most half of what the window has free
     placement: Placement = "last_user"
 

@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Literal
 from uuid import uuid4
 
 from qdrant_edge import (
@@ -31,28 +31,40 @@ from qdrant_edge import (
     Distance,
     EdgeConfig,
     EdgeShard,
+    EdgeSparseVectorParams,
     EdgeVectorParams,
     FieldCondition,
     Filter,
+    HasVectorCondition,
+    IdfParams,
     KeywordIndexParams,
     MatchValue,
+    Modifier,
     Point,
+    Prefetch,
+    QueryBatchRequest,
     QueryRequest,
     RangeFloat,
     ScrollRequest,
     SearchParams,
+    SparseVector,
     UpdateOperation,
 )
 from qdrant_edge import Query as EdgeQuery
 
 from app.errors import MindFuError, Misconfigured, Unavailable
+from app.lexical import Words
 from app.messages import Index, Passage, Strict
 from app.vectors import (
+    CANDIDATES,
     HNSW_EF,
     INDEXED_FIELDS,
+    WORDS,
     Floats,
     Page,
+    PointId,
     Query,
+    Scores,
     Space,
     best,
     check_name,
@@ -61,8 +73,10 @@ from app.vectors import (
     passage,
     payload,
     point_id,
+    shortlist,
     stored,
     unknown,
+    words_of,
 )
 
 if TYPE_CHECKING:
@@ -73,8 +87,9 @@ RECORD = "collection.json"
 
 
 class _Record(Strict):
-    """What stands in collection.json."""
+    """What stands in collection.json. version: 2 has words beside the vectors."""
 
+    version: Literal[2]
     space: Space
     shard: str
 
@@ -125,9 +140,14 @@ class EdgeVectors:
         if found is None:
             raise unknown(index.collection)
         check_vectors(index, vectors, found.record.space)
+        language = found.record.space.language
         with _translated():
             points = [
-                Point(id=point_id(index, chunk.number), vector=vector, payload=payload(index, chunk))
+                Point(
+                    id=point_id(index, chunk.number),
+                    vector=_named(vector, words_of(index, chunk, language)),
+                    payload=payload(index, chunk),
+                )
                 for chunk, vector in zip(index.chunks, vectors, strict=True)
             ]
             found.update(UpdateOperation.upsert_points(points))
@@ -139,7 +159,13 @@ class EdgeVectors:
                 found.update(UpdateOperation.delete_points_by_filter(gone))
 
     def search(self, query: Query) -> tuple[Passage, ...]:
-        return best((hit for name in query.collections for hit in self._search_one(name, query)), query)
+        scores = {(name, key): score for name in query.collections for key, score in self._scores(name, query).items()}
+        found = []
+        for (name, key), score in shortlist(scores, query).items():
+            with _translated():
+                (record,) = self._open[name].shard.retrieve([key], with_payload=True, with_vector=False)
+            found.append((passage(name, record.payload or {}, score), scores[name, key].cosine))
+        return best(found, query)
 
     def scroll(
         self,
@@ -216,30 +242,39 @@ class EdgeVectors:
         """Stay with the shard that the record names, and try again when as many chunks have come once more."""
         found = self._find(collection)
         assert found is not None
-        self._tried[collection] = self._unindexed(collection)
-        del self._open[collection]  # the next use opens it anew, and drops the copy
+        del self._open[collection]
         with _translated():
             found.shard.close()
+        self._find(collection)  # opened anew, it drops the copy
+        self._tried[collection] = self._unindexed(collection)
 
     def _unindexed(self, collection: str) -> int:
+        shard = self._open[collection].shard
         with _translated():
-            info = self._open[collection].shard.info()
-        return info.points_count - info.indexed_vectors_count
+            info = shard.info()
+            words = shard.count(CountRequest(filter=Filter(must=[HasVectorCondition(WORDS)])))
+        return info.points_count + words - info.indexed_vectors_count  # words are indexed as they come, and counted
 
-    def _search_one(self, name: str, query: Query) -> list[Passage]:
+    def _scores(self, name: str, query: Query) -> dict[PointId, Scores]:
+        """Both scores of all chunks that are near by vector or by words."""
         found = self._find(name)
         if found is None:
-            return []
+            return {}
         check_space(name, has=found.record.space, wanted=query.space)
-        request = QueryRequest(
-            limit=query.top_k,
-            query=EdgeQuery.Nearest(query.vector.tolist()),
-            filter=_matching(query.tenant),
-            params=SearchParams(hnsw_ef=HNSW_EF),
-            with_payload=True,
-        )
+        mine, words = _matching(query.tenant), query.words
+        kinds = [(EdgeQuery.Nearest(query.vector.tolist()), SearchParams(hnsw_ef=HNSW_EF))]
+        if words.indices:
+            said = EdgeQuery.Nearest(_sparse(words), using=WORDS)
+            kinds.append((said, SearchParams(idf=IdfParams(corpus=mine))))
+        nearest = [Prefetch(limit=CANDIDATES, query=kind, filter=mine, params=how) for kind, how in kinds]
+        requests = [
+            QueryRequest(limit=2 * CANDIDATES, prefetches=nearest, query=kind, filter=mine, params=how)
+            for kind, how in kinds
+        ]
         with _translated():
-            return [passage(name, hit.payload or {}, hit.score) for hit in found.shard.query(request)]
+            cosines, *bm25 = found.shard.query_batch(QueryBatchRequest(requests))
+        by_words = {hit.id: hit.score for hits in bm25 for hit in hits}
+        return {hit.id: Scores(hit.score, by_words.get(hit.id, 0.0)) for hit in cosines}
 
     def _find(self, collection: str) -> _Collection | None:
         if collection not in self._open:
@@ -254,15 +289,27 @@ class EdgeVectors:
 
     def _make(self, collection: str, space: Space) -> None:
         """The record comes last: without it there is no collection, whatever a crash left behind."""
-        folder, record = self._folder / collection, _Record(space=space, shard=uuid4().hex)
+        folder, record = self._folder / collection, _Record(version=2, space=space, shard=uuid4().hex)
         params = EdgeVectorParams(size=space.dimension, distance=Distance.Cosine)
-        shard = EdgeShard.create(str(folder / record.shard), EdgeConfig(vectors=params, max_search_threads=1))
+        words = {WORDS: EdgeSparseVectorParams(modifier=Modifier.Idf)}
+        config = EdgeConfig(vectors=params, sparse_vectors=words, max_search_threads=1)
+        shard = EdgeShard.create(str(folder / record.shard), config)
         for field in INDEXED_FIELDS:
             shard.update(UpdateOperation.create_field_index(field, KeywordIndexParams(is_tenant=field == "tenant")))
         shard.flush()
         _write(folder / RECORD, record.model_dump_json())
         self._open[collection] = _Collection(folder, record, shard)
         _clean(folder, record)
+
+
+def _named(vector: Floats, words: Words) -> dict[str, list[float] | SparseVector | list[list[float]]]:
+    """A point's vectors. One without words has none of that name, so that `_unindexed` can count them."""
+    dense: list[float] = vector.tolist()
+    return {"": dense, WORDS: _sparse(words)} if words.indices else {"": dense}
+
+
+def _sparse(words: Words) -> SparseVector:
+    return SparseVector(list(words.indices), list(words.values))
 
 
 def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) -> Filter:

@@ -8,18 +8,23 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
+from typing import Any
 
 from qdrant_client import AsyncQdrantClient, models
 from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from app.errors import InvalidRequest, MindFuError, Unavailable
+from app.lexical import Words
 from app.messages import Index, Passage
 from app.vectors import (
+    CANDIDATES,
     HNSW_EF,
     INDEXED_FIELDS,
+    WORDS,
     Floats,
     Page,
     Query,
+    Scores,
     Space,
     best,
     check_name,
@@ -28,8 +33,10 @@ from app.vectors import (
     passage,
     payload,
     point_id,
+    shortlist,
     stored,
     unknown,
+    words_of,
 )
 
 TIMEOUT_S = 30
@@ -69,7 +76,9 @@ class RemoteVectors:
         check_vectors(index, vectors, found)
         points = [
             models.PointStruct(
-                id=str(point_id(index, chunk.number)), vector=vector.tolist(), payload=payload(index, chunk)
+                id=str(point_id(index, chunk.number)),
+                vector={"": vector.tolist(), WORDS: _sparse(words_of(index, chunk, found.language))},
+                payload=payload(index, chunk),
             )
             for chunk, vector in zip(index.chunks, vectors, strict=True)
         ]
@@ -84,8 +93,27 @@ class RemoteVectors:
                 await self._client.delete(collection, gone, wait=True)
 
     async def search(self, query: Query) -> tuple[Passage, ...]:
-        found = await asyncio.gather(*(self._search_one(name, query) for name in query.collections))
-        return best((hit for hits in found for hit in hits), query)
+        by_collection = await asyncio.gather(*(self._scores(name, query) for name in query.collections))
+        scores = {
+            (name, key): score
+            for name, hits in zip(query.collections, by_collection, strict=True)
+            for key, score in hits.items()
+        }
+        chosen = shortlist(scores, query)
+        kept = await asyncio.gather(
+            *(self._read(name, [key for of, key in chosen if of == name]) for name in query.collections)
+        )
+        payloads = {
+            (name, key): read
+            for name, reads in zip(query.collections, kept, strict=True)
+            for key, read in reads.items()
+        }
+        found = (
+            (passage(key[0], payloads[key], score), scores[key].cosine)
+            for key, score in chosen.items()
+            if key in payloads  # else it was deleted meanwhile
+        )
+        return best(found, query)
 
     async def scroll(
         self,
@@ -115,21 +143,43 @@ class RemoteVectors:
         with self._translated():
             await self._client.get_collections()
 
-    async def _search_one(self, name: str, query: Query) -> list[Passage]:
+    async def _scores(self, name: str, query: Query) -> dict[models.ExtendedPointId, Scores]:
+        """Both scores of all chunks that are near by vector or by words."""
         found = await self._find(name)
         if found is None:
-            return []
+            return {}
         check_space(name, has=found, wanted=query.space)
-        with self._translated(name):
-            hits = await self._client.query_points(
-                name,
-                query.vector.tolist(),
-                query_filter=_matching(query.tenant),
-                limit=query.top_k,
-                search_params=models.SearchParams(hnsw_ef=HNSW_EF),
-                with_payload=True,
+        mine, words = _matching(query.tenant), query.words
+        kinds: list[tuple[models.NearestQuery, str | None, models.SearchParams]] = [
+            (models.NearestQuery(nearest=query.vector.tolist()), None, models.SearchParams(hnsw_ef=HNSW_EF))
+        ]
+        if words.indices:
+            of_tenant = models.SearchParams(idf=models.IdfCorpusParams(corpus=mine))
+            kinds.append((models.NearestQuery(nearest=_sparse(words)), WORDS, of_tenant))
+        nearest = [
+            models.Prefetch(query=kind, using=using, filter=mine, params=how, limit=CANDIDATES)
+            for kind, using, how in kinds
+        ]
+        requests = [
+            models.QueryRequest(
+                prefetch=nearest, query=kind, using=using, filter=mine, params=how, limit=2 * CANDIDATES
             )
-        return [passage(name, hit.payload or {}, hit.score) for hit in hits.points]
+            for kind, using, how in kinds
+        ]
+        with self._translated(name):
+            cosines, *bm25 = await self._client.query_batch_points(name, requests)
+        by_words = {hit.id: hit.score for hits in bm25 for hit in hits.points}
+        return {hit.id: Scores(hit.score, by_words.get(hit.id, 0.0)) for hit in cosines.points}
+
+    async def _read(
+        self, name: str, keys: list[models.ExtendedPointId]
+    ) -> dict[models.ExtendedPointId, dict[str, Any]]:
+        """Payloads by point."""
+        if not keys:
+            return {}
+        with self._translated(name):
+            records = await self._client.retrieve(name, keys, with_payload=True)
+        return {record.id: record.payload or {} for record in records}
 
     async def _find(self, collection: str) -> Space | None:
         """Asked of the server until it is there, then remembered: one round trip less for every call."""
@@ -151,7 +201,12 @@ class RemoteVectors:
     async def _make(self, collection: str, space: Space) -> None:
         params = models.VectorParams(size=space.dimension, distance=models.Distance.COSINE)
         with self._translated(collection):
-            await self._client.create_collection(collection, params, metadata={"mindfu": space.model_dump()})
+            await self._client.create_collection(
+                collection,
+                params,
+                sparse_vectors_config={WORDS: models.SparseVectorParams(modifier=models.Modifier.IDF)},
+                metadata={"mindfu": space.model_dump()},
+            )
             for field in INDEXED_FIELDS:
                 schema = models.KeywordIndexParams(
                     type=models.KeywordIndexType.KEYWORD, is_tenant=True if field == "tenant" else None
@@ -172,6 +227,10 @@ class RemoteVectors:
             raise Unavailable("vector store", f"{self._location} answered {exc.status_code}") from exc
         except (ApiException, OSError) as exc:
             raise Unavailable("vector store", f"{self._location}: {exc}") from exc
+
+
+def _sparse(words: Words) -> models.SparseVector:
+    return models.SparseVector(indices=list(words.indices), values=list(words.values))
 
 
 def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) -> models.Filter:

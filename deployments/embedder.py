@@ -45,8 +45,8 @@ class Embedder:
         return self._model.space.model, self._model.space.dimension
 
     async def space(self) -> Space:
-        """The vector space of everything that comes from here."""
-        return self._model.space
+        """The space of everything that comes from here."""
+        return self._model.space.model_copy(update={"language": self._settings.language})
 
     async def check_health(self) -> None:
         """Return when the loop turns. A load that fails raises in the constructor."""

@@ -42,9 +42,15 @@ def document(name: str, *texts: str, tenant: str = "default", collection: str = 
 
 
 def near(
-    vector: Floats, *collections: str, tenant: str = "default", top_k: int = 5, min_score: float = 0.3, space=SPACE
+    vector: Floats,
+    *collections: str,
+    text: str = "",
+    tenant: str = "default",
+    top_k: int = 5,
+    min_score: float = 0.3,
+    space=SPACE,
 ) -> Query:
-    return Query(vector, space, tenant, collections or ("docs",), top_k, min_score)
+    return Query(text, vector, space, tenant, collections or ("docs",), top_k, min_score)
 
 
 async def keep(store: Vectors, index: Index, *vectors: Floats) -> None:
@@ -84,6 +90,33 @@ async def test_no_tenant_sees_another_ones_chunks(store: Vectors):
     await store.delete("docs", "us", "plan")
     assert [kept.chunk.text for kept in (await store.scroll("docs", "us")).chunks] == []
     assert await store.count("docs", "them", "plan") == 2
+
+
+async def test_what_is_said_counts_beside_what_is_meant(store: Vectors):
+    """Of two chunks as near by vector, the one with the query's words comes first, and its score says why."""
+    await keep(store, document("a", "The valve opens.", "Error E1477 means a stuck valve."), EAST, EAST)
+    found = await store.search(near(EAST, text="What does E1477 mean?"))
+    assert [hit.chunk for hit in found] == [1, 0]
+    assert [hit.score for hit in found] == pytest.approx([1.0, 0.7], abs=1e-5)
+
+
+async def test_words_alone_bring_a_chunk_into_the_candidates(store: Vectors):
+    """A name that only one of two hundred chunks holds is found there, though its vector is the farthest."""
+    texts = [f"filler {number}" for number in range(200)]
+    tilted = np.array([0.6, 0.8, 0], np.float32)
+    await keep(store, document("a", *texts, "call retry_budget first"), *[EAST] * 200, tilted)
+    found = await store.search(near(EAST, text="retryBudget", top_k=1))
+    assert [hit.chunk for hit in found] == [200]
+
+
+async def test_how_rare_a_word_is_depends_on_the_tenants_own_chunks(store: Vectors):
+    """Another tenant's documents do not move our ranking, which would tell what they hold."""
+    await keep(store, document("ours", *"alpha beta,beta,alpha,alpha now".split(","), tenant="us"), *[EAST] * 4)
+    before = {hit.chunk: hit.score for hit in await store.search(near(EAST, text="alpha beta", tenant="us"))}
+    await keep(store, document("theirs", *["alpha"] * 30, tenant="them"), *[NORTH] * 30)
+    after = {hit.chunk: hit.score for hit in await store.search(near(EAST, text="alpha beta", tenant="us"))}
+    assert after == pytest.approx(before)
+    assert before[1] > before[2]  # beta is rarer among ours
 
 
 async def test_writing_twice_is_writing_once(store: Vectors):
@@ -131,7 +164,7 @@ async def test_another_model_is_refused_with_both_names_and_sizes(store: Vectors
     await keep(store, document("a", "x"), EAST)
     other = Space(model="sextant", dimension=2)
     for attempt in (store.create("docs", other), store.search(near(np.ones(2, np.float32), space=other))):
-        with pytest.raises(InvalidRequest, match=r"'compass' with 3 .* 'sextant' with 2.* Set embedding.model back"):
+        with pytest.raises(InvalidRequest, match=r"'compass' with 3 .* 'sextant' with 2 .* Set embedding.model back"):
             await attempt
     with pytest.raises(InvalidRequest, match="'compass' with 3"):  # the same size is no excuse
         await store.create("docs", Space(model="sextant", dimension=3))
@@ -322,6 +355,24 @@ async def test_a_collection_that_grew_slow_is_optimised_by_itself(tmp_path: Path
     assert after != before
     assert await store.count("docs", "default") == 10
     await store.close()
+
+
+async def test_both_stores_rank_alike(tmp_path: Path):
+    """The same chunks and questions give the same passages with the same scores."""
+    rng = np.random.default_rng(0)
+    words = [f"word{number}" for number in range(60)]
+    texts = [" ".join(rng.choice(words, 12)) for _ in range(300)]
+    vectors = rng.normal(size=(300, 3)).astype(np.float32)
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rankings = []
+    for store in (VectorStore(tmp_path), RemoteVectors(":memory:")):
+        await keep(store, document("a", *texts), *vectors)
+        queries = [near(vectors[n], text=f"word{n} word{n + 1}", top_k=20) for n in range(8)]
+        rankings.append([await store.search(query) for query in queries])
+        await store.close()
+    for edge, remote in zip(*rankings, strict=True):
+        assert [hit.chunk for hit in edge] == [hit.chunk for hit in remote]
+        assert [hit.score for hit in edge] == pytest.approx([hit.score for hit in remote], abs=1e-5)
 
 
 # What only the remote store promises
