@@ -132,21 +132,28 @@ class Conversations:
         """The messages that the model saw for a turn, system prompts and passages included. Raises NotFound."""
         wanted = _uuid(turn_id, "turn")
         async with self._connection() as connection, connection.transaction(isolation="repeatable_read"):
-            path = await connection.fetch(SQL["path"], wanted, hide(tenant))
-            system_prompts = await connection.fetch(SQL["system_prompts"], wanted)
-        if not path:
+            messages, turn = await asked(connection, tenant, wanted)
+        if turn is None:
             raise NotFound("turn", turn_id)
-        messages = list(path_messages(path)[:-1])  # without the answer
-        for row in system_prompts:
-            prompt = Message(role="system", content=show(row["text"]), name=row["name"] and show(row["name"]))
-            messages.insert(row["position"], prompt)
-        return augment(messages, passages(path[-1]), path[-1]["placement"])
+        return augment(messages, passages(turn), turn["placement"])
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
         with reaching_postgres():
             async with self.pool.acquire() as connection:
                 yield connection
+
+
+async def asked(
+    connection: asyncpg.Connection, tenant: str, turn_id: UUID
+) -> tuple[tuple[Message, ...], asyncpg.Record | None]:
+    """The messages of a turn's request, system prompts included, and its row of `path`. None: no such turn."""
+    path = await connection.fetch(SQL["path"], turn_id, hide(tenant))
+    messages = list(path_messages(path)[:-1])  # without the answer
+    for row in await connection.fetch(SQL["system_prompts"], turn_id):
+        prompt = Message(role="system", content=show(row["text"]), name=row["name"] and show(row["name"]))
+        messages.insert(row["position"], prompt)
+    return tuple(messages), path[-1] if path else None
 
 
 class _AlreadyRecorded(Exception):

@@ -2,7 +2,8 @@
 
     MindFuError
     ├── InvalidRequest          400  the caller's fault, with the parameter at fault
-    │   └── UnsupportedOption   400  an option that we do not honour, refused rather than ignored
+    │   ├── UnsupportedOption   400  an option that we do not honour, refused rather than ignored
+    │   └── UnknownPreviousResponse  400  the response to go on from is not there
     ├── ContextTooLong          400  prompt and answer do not fit the model's window
     ├── Unauthorized            401
     ├── Forbidden               403  a keyless server was called from elsewhere
@@ -49,6 +50,16 @@ class UnsupportedOption(InvalidRequest):
     """An option that would change the answer and that MindFu does not honour."""
 
     code = "unsupported_parameter"
+
+
+class UnknownPreviousResponse(InvalidRequest):
+    """The response that a request goes on from does not exist, is not stored, or belongs to someone else."""
+
+    code = "previous_response_not_found"
+
+    def __init__(self, response_id: str) -> None:
+        super().__init__(f"Previous response with id '{response_id}' not found.", "previous_response_id")
+        self.args = (response_id,)
 
 
 class ContextTooLong(MindFuError):

@@ -21,13 +21,14 @@ from app.dialects import openai
 from app.errors import MindFuError, ModelNotFound
 from app.messages import Generate, ModelCard
 from app.recorder import Recorder
+from app.responses import Responses
 from app.settings import Secrets, Settings
 from deployments.answering import Answering
 from deployments.calls import call
 from deployments.config import require_key_beyond_loopback
 from deployments.guard import Guard
 from deployments.metrics import Metrics
-from deployments.routes import conversations, documents, generation, operations, refusals
+from deployments.routes import conversations, documents, generation, operations, refusals, responses
 
 HEALTH_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ class Gateway:
     answering: Answering
     recorder: Recorder
     conversations: Conversations
+    responses: Responses
     card: ModelCard
     embedder_name: str
     embedder_dimension: int
@@ -125,6 +127,7 @@ class Gateway:
         postgres_url = self.secrets.postgres_url
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
             self.recorder, self.conversations = recorder, recorder.conversations
+            self.responses = Responses(recorder.pool)
             self.answering = Answering(
                 self.llm,
                 self.retriever,
@@ -155,6 +158,6 @@ class Gateway:
             metrics=self.metrics,
         )
         refusals.register(app)
-        for group in (generation, documents, conversations, operations):
+        for group in (generation, responses, documents, conversations, operations):
             app.include_router(group.routes(self))
         return app

@@ -11,6 +11,7 @@ from app.errors import MindFuError
 EXAMPLES: list[MindFuError] = [
     errors.InvalidRequest("no", "messages"),
     errors.UnsupportedOption("no", "n"),
+    errors.UnknownPreviousResponse("resp_1"),
     errors.ContextTooLong(3000, 100, 2048),
     errors.Unauthorized(),
     errors.Forbidden("Origin", "http://evil.example"),

@@ -1,0 +1,188 @@
+"""POST /v1/responses and what belongs to it. A response is a turn of the conversations, found by its id."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
+
+from fastapi import APIRouter, Query, Request, Response
+
+from app.dialects.events import Json
+from app.dialects.response_items import input_items, output_items, response_of
+from app.dialects.response_stream import Head, ResponseRenderer, request_id, response_id, retold
+from app.dialects.responses import Include, InputRequest, ResponsesRequest
+from app.errors import InvalidRequest, NotFound, Unavailable, UnknownPreviousResponse
+from app.messages import Generate, Measure, Message
+from app.responses import Stored
+from app.truncation import without_oldest
+from deployments.answering import Opened
+from deployments.calls import call
+from deployments.routes.answers import ask_of, respond
+from deployments.routes.bodies import Route
+from deployments.routes.generation import TENANT
+
+if TYPE_CHECKING:
+    from deployments.gateway import Gateway
+
+Included = Annotated[list[Include] | None, Query()]
+IncludedInBrackets = Annotated[list[Include] | None, Query(alias="include[]")]  # as OpenAI's SDKs write lists
+
+
+class Before(NamedTuple):
+    """What a request goes on from. named: the items that its input names, by their ids."""
+
+    history: tuple[Message, ...] = ()
+    conversation_id: str | None = None
+    named: Mapping[str, Json] = {}
+
+
+def routes(gateway: "Gateway") -> APIRouter:
+    """The routes of one gateway."""
+    router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=Route)
+
+    @router.post("")
+    async def create(request: Request, body: ResponsesRequest) -> Response:
+        """Answer, from the documents where they hold something."""
+        body.require_known()
+        model, before = gateway.served(body.model), await _before(gateway, body)
+        asked = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
+        generate = await _fitting(gateway, asked) if body.truncation == "auto" else asked
+        echo = body.echo(int(time.time()), dropped=len(asked.messages) - len(generate.messages))
+        ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo))
+        if before.conversation_id:
+            ask = replace(ask, conversation_id=before.conversation_id)
+
+        def renderer(opened: Opened) -> ResponseRenderer:
+            place = (opened.sources, opened.conversation_id)
+            return ResponseRenderer(
+                Head(response_id(generate.request_id), model, echo, *place, carried=body.carries_reasoning())
+            )
+
+        return await respond(gateway, ask, renderer, stream=body.stream)
+
+    @router.post("/input_tokens")
+    async def count(request: Request, body: InputRequest) -> Json:
+        """The tokens of a prompt, by the model's own tokenizer, without passages."""
+        body.require_known()
+        model, before = gateway.served(body.model or gateway.settings.llm.name), await _before(gateway, body)
+        prompt = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
+        measure: Measure = await call("language model", gateway.llm, "measure", prompt, ())
+        return {"object": "response.input_tokens", "input_tokens": measure.prompt_tokens}
+
+    @router.get("/{id_}")
+    async def get(
+        id_: str, include: Included = None, bracketed: IncludedInBrackets = None, *, stream: bool = False
+    ) -> Json:
+        """A stored response."""
+        if stream:
+            raise InvalidRequest("Only responses made in the background can be streamed again; leave it out.", "stream")
+        stored = await _stored(gateway, id_)
+        included = {*(include or ()), *(bracketed or ())}
+        return retold(_head(id_, stored, carried="reasoning.encrypted_content" in included), stored.turn)
+
+    @router.delete("/{id_}")
+    async def delete(id_: str) -> Json:
+        """Forget a response."""
+        await _stored(gateway, id_)
+        await gateway.responses.delete(TENANT, request_id(id_))
+        return {"id": id_, "object": "response", "deleted": True}
+
+    @router.post("/{id_}/cancel")
+    async def cancel(id_: str) -> Json:
+        """Refused: only responses that are made in the background can be cancelled, and there are none."""
+        await _stored(gateway, id_)
+        raise InvalidRequest("Cannot cancel a synchronous response.")
+
+    @router.get("/{id_}/input_items")
+    async def list_input_items(
+        id_: str,
+        limit: Annotated[int, Query(ge=1, le=100)] = 20,
+        after: str | None = None,
+        order: Literal["asc", "desc"] = "desc",
+    ) -> Json:
+        """What the model was asked, the instructions excluded. The latest first, if not asked otherwise."""
+        stored = await _stored(gateway, id_)
+        head = _head(id_, stored)
+        items = input_items(stored.spoken, head.own, head.customs)
+        return _page(items if order == "asc" else items[::-1], limit, after)
+
+    return router
+
+
+async def _before(gateway: "Gateway", body: InputRequest) -> Before:
+    """What a request goes on from, and what it names."""
+    if body.previous_response_id is not None and body.conversation_id is not None:
+        message = "'previous_response_id' and 'conversation' both say what to go on from; send one of them."
+        raise InvalidRequest(message, "conversation")
+    named = await _named(gateway, body.references())
+    if body.previous_response_id is not None:
+        previous = await _find(gateway, body.previous_response_id)
+        if previous is None:
+            raise UnknownPreviousResponse(body.previous_response_id)
+        return Before(previous.history, previous.conversation_id, named)
+    if body.conversation_id is not None:
+        latest = await gateway.responses.latest(TENANT, body.conversation_id)
+        return Before(latest.history, latest.conversation_id, named)
+    return Before(named=named)
+
+
+async def _named(gateway: "Gateway", ids: frozenset[str]) -> Mapping[str, Json]:
+    """The items of ours with these ids, those that there are."""
+    found: dict[str, Json] = {}
+    for id_ in {response for item in ids if (response := response_of(item))}:
+        if stored := await _find(gateway, id_):
+            head = _head(id_, stored)
+            output = output_items(stored.turn.answer, head.own, status="completed", customs=head.customs)
+            found |= {item["id"]: item for item in (*input_items(stored.spoken, head.own, head.customs), *output)}
+    return found
+
+
+async def _find(gateway: "Gateway", id_: str) -> Stored | None:
+    """A stored response. Raises Unavailable where it may be among the turns that wait to be recorded."""
+    stored = await gateway.responses.find(TENANT, request_id(id_)) if id_.startswith("resp_") else None
+    if stored is None and (waiting := gateway.recorder.pending()):
+        raise Unavailable("conversation store", f"{waiting} turns wait to be recorded, this one may be among them")
+    return stored
+
+
+async def _stored(gateway: "Gateway", id_: str) -> Stored:
+    stored = await _find(gateway, id_)
+    if stored is None:
+        raise NotFound("response", id_)
+    return stored
+
+
+def _head(id_: str, stored: Stored, *, carried: bool = False) -> Head:
+    turn = stored.turn
+    echo = turn.extras["response"]
+    assert isinstance(echo, dict)
+    return Head(id_, turn.model, echo, turn.sources, stored.conversation_id, carried=carried)
+
+
+async def _fitting(gateway: "Gateway", request: Generate) -> Generate:
+    """A request that leaves room for its answer, as far as may be: what it asks for, or a quarter of the window."""
+    texts = tuple(message.content for message in request.messages)
+    while True:
+        measure: Measure = await call("language model", gateway.llm, "measure", request, texts)
+        excess = measure.prompt_tokens + (request.max_tokens or measure.window // 4) - measure.window
+        shorter = without_oldest(request.messages, measure.text_tokens, excess) if excess > 0 else request.messages
+        if len(shorter) == len(request.messages):
+            return request
+        request = request.model_copy(update={"messages": shorter})
+        texts = tuple(message.content for message in shorter)
+
+
+def _page(items: tuple[Json, ...], limit: int, after: str | None) -> Json:
+    """A part of a list. Raises NotFound for an id that is not in it."""
+    ids = [item["id"] for item in items]
+    if after is not None and after not in ids:
+        raise NotFound("input item", after)
+    begin = 0 if after is None else ids.index(after) + 1
+    page = items[begin : begin + limit]
+    return {
+        "object": "list",
+        "data": list(page),
+        "has_more": begin + limit < len(items),
+        "first_id": page[0]["id"] if page else "",
+        "last_id": page[-1]["id"] if page else "",
+    }
