@@ -70,7 +70,7 @@ class RequestToolCall(Lenient):
 
 Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]
 Content = Annotated[  # tags in brackets are no part of an error's path
-    Annotated[str, Tag("[text]")] | Annotated[list[Part], Tag("[parts]")],
+    Annotated[str, Tag("[text]")] | Annotated[list[Part], Field(max_length=10_000), Tag("[parts]")],
     Discriminator(lambda given: "[parts]" if isinstance(given, list) else "[text]"),
 ]
 
@@ -81,7 +81,7 @@ class ChatMessage(Lenient):
     role: Literal["system", "developer", "user", "assistant", "tool", "function"]
     content: Content | None = None
     name: str | None = None
-    tool_calls: list[RequestToolCall] | None = None
+    tool_calls: list[RequestToolCall] | None = Field(None, max_length=1024)
     tool_call_id: str | None = None
     function_call: FunctionCall | None = None  # OpenAI's older tool call
     refusal: str | None = None

@@ -7,7 +7,7 @@ turn because it cannot change the answer (Kept), or refused by its name: never a
 
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationInfo, field_validator
 
 from app.dialects.events import Json
 from app.dialects.openai_messages import ChatMessage, Exact, internal
@@ -36,6 +36,20 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 """Options of OpenAI's that are not supported, with the values that ask for nothing. null always does."""
 
 MOST_TOKENS = 2**31 - 1
+
+
+def _at_most(most: int) -> BeforeValidator:
+    """Refuses a larger object before its values are looked at: pydantic makes an error of each of them."""
+
+    def check(given: object) -> object:
+        if isinstance(given, dict) and len(given) > most:
+            message = f"{len(given)} entries, at most {most} are allowed"
+            raise ValueError(message)
+        return given
+
+    return BeforeValidator(check)
+
+
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1024)]
 TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
@@ -53,7 +67,7 @@ class Kept(BaseModel):
     """Fields that are kept with the turn: none of them changes what a model of ours answers."""
 
     client_metadata: Json | None = None
-    metadata: Annotated[dict[Text, Text], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[Text, Text], _at_most(16)] | None = None
     prediction: Json | None = None
     prompt_cache_key: Text | None = None
     prompt_cache_options: Json | None = None
@@ -84,7 +98,7 @@ class GenerationRequest(Kept):
     frequency_penalty: Annotated[Number, Field(ge=-2.0, le=2.0)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2.0, le=2.0)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    logit_bias: Annotated[dict[TokenId, Bias], Field(max_length=1024)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], _at_most(1024)] | None = None
     ignore_eos: bool | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
@@ -138,9 +152,9 @@ class TemplateOptions(Exact):
 class ChatRequest(GenerationRequest):
     """POST /v1/chat/completions."""
 
-    messages: list[ChatMessage] = Field(min_length=1)
+    messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    tools: list[FunctionTool] | None = Field(None, max_length=1024)
+    tools: Annotated[list[FunctionTool], FailFast()] | None = Field(None, max_length=1024)
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[FunctionDefinition] | None = Field(None, max_length=1024)
@@ -205,7 +219,7 @@ class ChatRequest(GenerationRequest):
 class CompletionRequest(GenerationRequest):
     """POST /v1/completions: one text to continue."""
 
-    prompt: str | list[str] | list[int] | list[list[int]]
+    prompt: str | Annotated[list[str] | list[int] | list[list[int]], Field(max_length=2048)]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=16)

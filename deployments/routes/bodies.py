@@ -1,9 +1,11 @@
 """JSON bodies, read by a parser that takes nothing which could not be written again when the turn is kept.
 
-Python's own takes half a surrogate pair, and nesting as deep as its stack.
+Python's own takes half a surrogate pair, NaN, and nesting as deep as its stack. Ours counts what it read too: a body of
+some megabytes can hold millions of values, and each wrong one costs the validation of a request an error of its own.
 """
 
 from collections.abc import Callable, Coroutine
+from math import isinf
 from typing import Any
 
 from fastapi import Request, Response
@@ -12,16 +14,20 @@ from pydantic_core import from_json
 
 from app.errors import InvalidRequest
 
+MOST_VALUES = 100_000  # an agent's request with its tools has some thousands
+
 
 class Body(Request):
     """A request with our parser."""
 
     async def json(self) -> Any:
-        """The body. Raises InvalidRequest where it is no JSON, not UTF-8, or nested deeper than 200."""
+        """The body. Raises InvalidRequest where it is no JSON, not UTF-8, nested deeper than 200, or too much of it."""
         try:
-            return from_json(await self.body())
+            read = from_json(await self.body(), allow_inf_nan=False)
         except ValueError as exc:
             raise InvalidRequest(f"The request body is not JSON that can be read: {exc}.") from exc
+        _check(read)
+        return read
 
 
 class Route(APIRoute):
@@ -35,3 +41,17 @@ class Route(APIRoute):
             return await handler(Body(request.scope, request.receive))
 
         return handle
+
+
+def _check(read: Any) -> None:
+    """That there are not too many values, and no number beyond what a float holds, such as 1e999."""
+    seen, waiting = 0, [read]
+    while waiting:
+        value = waiting.pop()
+        seen += 1
+        if isinstance(value, float) and isinf(value):
+            raise InvalidRequest("The request body holds a number that is too large to be read.")
+        if isinstance(value, dict | list):
+            waiting.extend(value.values() if isinstance(value, dict) else value)
+        if seen + len(waiting) > MOST_VALUES:
+            raise InvalidRequest(f"The request body holds more than {MOST_VALUES} JSON values. Send less at a time.")

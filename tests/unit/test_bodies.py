@@ -1,0 +1,79 @@
+"""JSON bodies: what is no JSON, too deep, too much or not to be written again is refused before anyone looks at it."""
+
+import json
+import time
+
+import httpx
+import pytest
+from fastapi import APIRouter, FastAPI
+from pydantic import BaseModel, JsonValue
+
+from deployments.routes import refusals
+from deployments.routes.bodies import MOST_VALUES, Route
+
+
+class Anything(BaseModel):
+    value: JsonValue
+
+
+async def post(body: bytes, kind: str = "application/json") -> httpx.Response:
+    router = APIRouter(route_class=Route)
+
+    @router.post("/")
+    async def echo(body: Anything) -> dict[str, JsonValue]:
+        return {"value": body.value}
+
+    app = FastAPI()
+    refusals.register(app)
+    app.include_router(router)
+    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+        return await http.post("/", content=body, headers={"content-type": kind})
+
+
+@pytest.mark.parametrize("value", ["é\0", [1, -2.5, True, None], {"a": {"b": []}}, 2**70])
+async def test_json_is_read_as_it_is_written(value: object):
+    """NUL, large whole numbers and all."""
+    answer = await post(json.dumps({"value": value}).encode())
+    assert answer.json() == {"value": value}
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"",
+        b"{",
+        b'{"value": NaN}',
+        b'{"value": Infinity}',
+        b'{"value": 1e999}',
+        b'{"value": {"a": [-1e999]}}',
+        b'{"value": "\xff"}',
+        b'{"value": "\\ud800"}',
+        b'{"value": ' + b"[" * 1_000_000,
+        b'{"value": ' + b'{"a":' * 201 + b"1" + b"}" * 202,
+        b'{"value": ' + b"9" * 10_000 + b"}",
+        b"[1]",
+        b'"value"',
+        b"null",
+    ],
+)
+async def test_what_is_no_json_object_is_a_400(body: bytes):
+    """In OpenAI's shape, with a reason."""
+    answer = await post(body)
+    assert answer.status_code == 400, answer.text
+    assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+async def test_a_body_of_another_type_is_a_400():
+    """A form is no JSON, whatever it holds."""
+    answer = await post(b'{"value": 1}', "text/plain")
+    assert (answer.status_code, "application/json" in answer.text) == (400, True)
+
+
+@pytest.mark.parametrize("item", ["{}", "[]", '""', '{"a":1}'])
+async def test_millions_of_values_are_refused_before_they_cost_anything(item: str):
+    """Validation would make an error of each."""
+    body = f'{{"value": [{",".join([item] * (MOST_VALUES + 1))}]}}'.encode()
+    started = time.process_time()
+    answer = await post(body)
+    assert (answer.status_code, str(MOST_VALUES) in answer.text) == (400, True)
+    assert time.process_time() - started < 1.0
