@@ -154,7 +154,7 @@ class ChatRequest(GenerationRequest):
 
     messages: Annotated[list[ChatMessage], FailFast()] = Field(min_length=1, max_length=10_000)
     max_completion_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    tools: Annotated[list[FunctionTool], FailFast()] | None = Field(None, max_length=1024)
+    tools: list[FunctionTool] | None = Field(None, max_length=1024)
     tool_choice: Choice | None = None
     parallel_tool_calls: bool | None = None
     functions: list[FunctionDefinition] | None = Field(None, max_length=1024)
