@@ -42,10 +42,6 @@ async def test_json_is_read_as_it_is_written(value: object):
     [
         b"",
         b"{",
-        b'{"value": NaN}',
-        b'{"value": Infinity}',
-        b'{"value": 1e999}',
-        b'{"value": {"a": [-1e999]}}',
         b'{"value": "\xff"}',
         b'{"value": "\\ud800"}',
         b'{"value": ' + b"[" * 1_000_000,
@@ -61,6 +57,13 @@ async def test_what_is_no_json_object_is_a_400(body: bytes):
     answer = await post(body)
     assert answer.status_code == 400, answer.text
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999"])
+async def test_a_number_that_json_does_not_have_is_named(number: str):
+    """Wherever it stands: none could be written again."""
+    answer = await post(f'{{"value": {{"a": [1.5, {number}]}}}}'.encode())
+    assert (answer.status_code, answer.json()["error"]["param"]) == (400, "value.a[1]")
 
 
 async def test_a_body_of_another_type_is_a_400():
