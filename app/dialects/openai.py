@@ -16,6 +16,8 @@ from app.dialects.events import Json
 from app.errors import InvalidRequest, MindFuError, UnsupportedOption
 from app.messages import ModelCard, Passage, Usage
 
+CHATS = {"chat": True, "completions": True, "responses": True, "tools": True, "vision": False, "embeddings": False}
+EMBEDS = dict.fromkeys(CHATS, False) | {"embeddings": True}
 CITATION = re.compile(r"\[(\d{1,3})\]")
 
 
@@ -101,6 +103,21 @@ def embeddings(vectors: np.ndarray, model: str, tokens: int, encoding: Literal["
     }
 
 
+def language_model(name: str, created: int, card: ModelCard, root: str) -> Json:
+    """A model that chats. Beyond OpenAI's own: what it can, for clients that look. root: the name it is one of."""
+    return _model(name, created, CHATS) | {
+        "root": root,
+        "context_window": card.window,
+        "parameters": card.parameters,
+        "description": card.description,
+    }
+
+
+def embedding_model(name: str, created: int, dimension: int) -> Json:
+    """A model that embeds."""
+    return _model(name, created, EMBEDS) | {"root": name, "dimensions": dimension}
+
+
 def fingerprint(card: ModelCard, adapter: str | None, version: str) -> str:
     """What `system_fingerprint` tells: the same text as long as the same weights and the same software answer."""
     told = f"{card.model_dump_json()}\0{adapter}\0{version}"
@@ -113,3 +130,7 @@ def error(exc: MindFuError) -> Json:
         exc.status, "invalid_request_error" if exc.status < 500 else "server_error"
     )
     return {"error": {"message": str(exc), "type": kind, "param": exc.param, "code": exc.code}}
+
+
+def _model(name: str, created: int, capabilities: dict[str, bool]) -> Json:
+    return {"id": name, "object": "model", "created": created, "owned_by": "mindfu", "capabilities": capabilities}

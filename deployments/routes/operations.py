@@ -7,6 +7,7 @@ from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
 from app.dialects import openai
+from app.dialects.events import Json
 from app.errors import ModelNotFound
 from deployments.calls import call
 from deployments.routes.bodies import Route
@@ -21,15 +22,16 @@ def routes(gateway: "Gateway") -> APIRouter:
 
     @router.get("/v1/models", tags=["models"])
     async def models() -> dict[str, Any]:
-        """Every name that requests may put in `model`."""
-        return {"object": "list", "data": [_model(gateway, name) for name in gateway.names]}
+        """Every name that requests may put in `model`, the embedder's last."""
+        return {"object": "list", "data": list(_models(gateway).values())}
 
     @router.get("/v1/models/{name:path}", tags=["models"])
     async def model(name: str) -> dict[str, Any]:
         """One model."""
-        if name not in gateway.names:
-            raise ModelNotFound(name, gateway.names)
-        return _model(gateway, name)
+        served = _models(gateway)
+        if name not in served:
+            raise ModelNotFound(name, tuple(served))
+        return served[name]
 
     @router.post("/v1/embeddings", tags=["embeddings"])
     async def embeddings(body: openai.EmbeddingRequest) -> dict[str, Any]:
@@ -54,5 +56,8 @@ def routes(gateway: "Gateway") -> APIRouter:
     return router
 
 
-def _model(gateway: "Gateway", name: str) -> dict[str, Any]:
-    return {"id": name, "object": "model", "created": gateway.started_at, "owned_by": "mindfu"}
+def _models(gateway: "Gateway") -> dict[str, Json]:
+    card, started, root = gateway.card, gateway.started_at, gateway.settings.llm.name
+    chatting = {name: openai.language_model(name, started, card, root) for name in gateway.names}
+    embedder = openai.embedding_model(gateway.embedder_name, started, gateway.embedder_dimension)
+    return chatting | {gateway.embedder_name: embedder}

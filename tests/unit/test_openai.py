@@ -10,6 +10,7 @@ from pydantic import ValidationError
 from app.dialects import openai
 from app.errors import InvalidRequest, Overloaded, Unauthorized, UnsupportedOption
 from app.messages import ModelCard, Passage
+from tests.openai_schema import validate
 
 BASE = "http://localhost/"
 SOURCE = Passage(document_id="doc_1", collection="c", title="a.pdf", chunk=3, text="x", score=0.8, start=0, end=1)
@@ -84,3 +85,15 @@ def test_errors_have_all_four_keys():
         "param": None,
         "code": "invalid_api_key",
     }
+
+
+def test_models_say_what_they_can():
+    """The window of one that chats, the dimensions of one that embeds."""
+    chats, embeds = openai.language_model("m:base", 1, CARD, "m"), openai.embedding_model("e", 1, 384)
+    validate("ListModelsResponse", {"object": "list", "data": [chats, embeds]})
+    assert (chats["context_window"], chats["root"], chats["capabilities"]["embeddings"]) == (2048, "m", False)
+    assert (embeds["dimensions"], embeds["capabilities"]["chat"], embeds["capabilities"]["embeddings"]) == (
+        384,
+        False,
+        True,
+    )
