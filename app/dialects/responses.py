@@ -8,7 +8,7 @@ and kept. Pure functions over parsed JSON.
 
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
@@ -101,7 +101,7 @@ class InputRequest(BaseModel):
     model_config = ConfigDict(extra="allow")
 
     model: str | None = Field(None, min_length=1, max_length=256)
-    input: str | list[Json] | None = None
+    input: str | list[Any] | None = None  # of items: see `items`
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | Named | None = None
@@ -128,9 +128,13 @@ class InputRequest(BaseModel):
                 raise UnsupportedOption(message, name)
 
     def items(self) -> list[Json]:
-        """The input as items."""
+        """The input as items. Raises InvalidRequest for one that is no object."""
         if isinstance(self.input, str):
             return [{"type": "message", "role": "user", "content": self.input}]
+        for index, item in enumerate(self.input or ()):
+            if not isinstance(item, dict):
+                where = f"input[{index}]"
+                raise InvalidRequest(f"Invalid '{where}': an item is an object (got {repr(item)[:80]}).", where)
         return self.input or []
 
     def references(self) -> frozenset[str]:
