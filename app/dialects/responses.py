@@ -222,7 +222,7 @@ class ResponsesRequest(InputRequest):
 
     def kept(self, echo: Json) -> Json:
         """What is only kept with the turn. For `response` and `instructed` see `app.responses`."""
-        given = self.model_dump(mode="json", include=set(KEPT), exclude_none=True)
+        given = self.model_dump(mode="json", by_alias=True, include=set(KEPT), exclude_none=True)
         left_out = [tool for tool in self.tools or () if is_left_out(tool)]
         kept = {"tools_left_out": left_out, "instructed": bool(self.instructions)}
         told = {"response": echo} if self.stored else {"store": False}
