@@ -49,10 +49,10 @@ class RefusalPart(Lenient):
     refusal: str
 
 
-class MediaPart(Lenient):
-    """What a text model cannot read."""
+class OtherPart(Lenient):
+    """What a text model cannot read: images, audio, files."""
 
-    type: Literal["image_url", "input_audio", "file", "video_url"]
+    type: str
 
 
 class FunctionCall(Exact):
@@ -68,8 +68,18 @@ class RequestToolCall(Lenient):
     function: FunctionCall
 
 
-Part = Annotated[TextPart | RefusalPart | MediaPart, Field(discriminator="type")]
-Content = Annotated[  # tags in brackets are no part of an error's path
+def by_type(given: Any) -> str:
+    """The tag of one of several models that differ by `type`. In brackets it is no part of an error's path."""
+    return f"[{given.get('type') if isinstance(given, dict) else getattr(given, 'type', None)}]"
+
+
+Part = Annotated[
+    Annotated[TextPart, Tag("[text]")]
+    | Annotated[RefusalPart, Tag("[refusal]")]
+    | Annotated[OtherPart, Tag("[other]")],
+    Discriminator(lambda given: kind if (kind := by_type(given)) in {"[text]", "[refusal]"} else "[other]"),
+]
+Content = Annotated[
     Annotated[str, Tag("[text]")] | Annotated[list[Part], Field(max_length=10_000), Tag("[parts]")],
     Discriminator(lambda given: "[parts]" if isinstance(given, list) else "[text]"),
 ]
@@ -181,7 +191,7 @@ def _text(content: str | list[Part] | None, path: str) -> str:
 
 
 def _part(part: Part, path: str) -> str:
-    if isinstance(part, MediaPart):
+    if isinstance(part, OtherPart):
         raise UnsupportedOption(f"'{path}' is of type '{part.type}', and this model reads text only.", path)
     part.only_known(path)
     return part.text if isinstance(part, TextPart) else part.refusal

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
 
-from app.dialects.openai_messages import Exact
+from app.dialects.openai_messages import Exact, by_type
 from app.errors import InvalidRequest
 from app.messages import JsonFormat, JsonSchema, NamedTool, Tool, ToolChoice
 
@@ -53,7 +53,7 @@ def _kind(given: Any) -> str:
     return "[allowed]" if isinstance(given, dict) and given.get("type") == "allowed_tools" else "[named]"
 
 
-Choice = Annotated[  # tags in brackets are no part of an error's path
+Choice = Annotated[
     Annotated[Literal["none", "auto", "required"], Tag("[word]")]
     | Annotated[FunctionChoice, Tag("[named]")]
     | Annotated[AllowedToolsChoice, Tag("[allowed]")],
@@ -87,7 +87,12 @@ class SchemaFormat(Exact):
     json_schema: SchemaDefinition
 
 
-ResponseFormat = Annotated[TextFormat | JsonObjectFormat | SchemaFormat, Field(discriminator="type")]
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("[text]")]
+    | Annotated[JsonObjectFormat, Tag("[json_object]")]
+    | Annotated[SchemaFormat, Tag("[json_schema]")],
+    Discriminator(by_type),
+]
 
 
 class Offer(NamedTuple):

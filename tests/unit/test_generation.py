@@ -1,54 +1,21 @@
 """The generating routes: answers as server-sent events, and what happens to them when something ends early."""
 
 import json
-from collections.abc import AsyncGenerator
-from types import SimpleNamespace
 from typing import Any
 
-import httpx
+import httpx2
 import pytest
-from fastapi import FastAPI
 
 from app.errors import ContextTooLong, EngineFailed
-from app.messages import Delta, Done
-from app.settings import RagSettings
-from deployments.answering import Answering, Ask
-from deployments.guard import Guard
-from deployments.metrics import Metrics
-from deployments.routes import generation, refusals
-from tests.fakes import DONE, PLACE, Handle, Recorder, Streamed
+from app.messages import Delta
+from tests.fakes import DONE, PLACE
+from tests.server import Server
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "stream": True, "rag": False}
 HEL, LO = Delta("Hel", 1), Delta("lo", 1)
 
 
-class Server:
-    """The routes over an engine that says the items. answers: kept, so that no garbage collector closes them."""
-
-    def __init__(self, *items: Delta | Done | Exception | None) -> None:
-        self.engine, self.recorder, self.metrics = Streamed(items), Recorder(), Metrics()
-        llm = Handle(generate=lambda _: self.engine)
-        self.answering = Answering(llm, Handle(), self.recorder, RagSettings(), 30.0, self.metrics)
-        self.answers: list[AsyncGenerator[Any]] = []
-        app = FastAPI()
-        app.add_middleware(Guard, api_key=None, max_body=2000, max_upload=2000, metrics=self.metrics)
-        refusals.register(app)
-        answering = SimpleNamespace(answer=self.answer)
-        gateway = SimpleNamespace(answering=answering, served=lambda model: model, fingerprint=lambda _: "fp_1")
-        app.include_router(generation.routes(gateway))
-        self.app = app
-
-    def answer(self, ask: Ask) -> AsyncGenerator[Any]:
-        self.answers.append(self.answering.answer(ask))
-        return self.answers[-1]
-
-    async def post(self, path: str = "/v1/chat/completions", **body: object) -> httpx.Response:
-        transport = httpx.ASGITransport(self.app, raise_app_exceptions=False)
-        async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-            return await http.post(path, json=body)
-
-
-def events(answer: httpx.Response) -> list[Any]:
+def events(answer: httpx2.Response) -> list[Any]:
     assert answer.headers["content-type"].startswith("text/event-stream")
     lines = [line.removeprefix("data: ") for line in answer.text.split("\n\n") if line]
     return [line if line == "[DONE]" else json.loads(line) for line in lines]

@@ -138,7 +138,7 @@ def test_options_that_would_change_the_answer_are_refused_by_name(field: dict[st
         {"messages": "hi"},
         {"messages": [{"role": "wizard", "content": "x"}]},
         {"messages": [{"role": "user", "content": 5}]},
-        {"messages": [{"role": "user", "content": [{"type": "smell"}]}]},
+        {"messages": [{"role": "user", "content": [{"text": "x"}]}]},
         {"messages": [{"role": "assistant", "tool_calls": [{"id": "a", "function": {"name": "f", "arguments": {}}}]}]},
         {"temperature": 2.1},
         {"temperature": float("nan")},

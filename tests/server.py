@@ -1,0 +1,66 @@
+"""The generating routes over a stand-in of the engine, in this process: real HTTP but for the sockets."""
+
+from collections.abc import AsyncGenerator
+from types import SimpleNamespace
+from typing import Any
+
+import httpx2
+import openai
+from fastapi import FastAPI
+
+from app.messages import Delta, Done, Generate
+from app.settings import RagSettings
+from deployments.answering import Answering, Ask
+from deployments.guard import Guard
+from deployments.metrics import Metrics
+from deployments.routes import generation, refusals
+from tests.fakes import Handle, Recorder, Streamed
+
+
+class Server:
+    """Answers every request with the items. asked: what reached the engine."""
+
+    def __init__(
+        self, *items: Delta | Done | Exception | None, recorder: Any = None, max_body: int = 1_000_000
+    ) -> None:
+        self.items, self.asked = items, list[Generate]()
+        self.engine = Streamed(())
+        self.recorder, self.metrics = recorder or Recorder(), Metrics()
+        llm = Handle(generate=self._generate)
+        self.answering = Answering(llm, Handle(), self.recorder, RagSettings(enabled=False), 30.0, self.metrics)
+        self.answers: list[AsyncGenerator[Any]] = []  # kept, so that no garbage collector closes them
+        app = FastAPI()
+        app.add_middleware(Guard, api_key=None, max_body=max_body, max_upload=2000, metrics=self.metrics)
+        refusals.register(app)
+        answering = SimpleNamespace(answer=self._answer)
+        gateway = SimpleNamespace(answering=answering, served=lambda model: model, fingerprint=lambda _: "fp_1")
+        app.include_router(generation.routes(gateway))
+        self.app = app
+
+    def http(self) -> httpx2.AsyncClient:
+        """A plain client."""
+        transport = httpx2.ASGITransport(self.app, raise_app_exceptions=False)
+        return httpx2.AsyncClient(transport=transport, base_url="http://localhost")
+
+    def openai(self) -> openai.AsyncOpenAI:
+        """The official client, which checks what it parses."""
+        return openai.AsyncOpenAI(
+            base_url="http://localhost/v1",
+            api_key="none",
+            max_retries=0,
+            http_client=self.http(),
+            _strict_response_validation=True,
+        )
+
+    async def post(self, path: str = "/v1/chat/completions", **body: object) -> httpx2.Response:
+        async with self.http() as http:
+            return await http.post(path, json=body)
+
+    def _generate(self, request: Generate) -> Streamed:
+        self.asked.append(request)
+        self.engine = Streamed(self.items)
+        return self.engine
+
+    def _answer(self, ask: Ask) -> AsyncGenerator[Any]:
+        self.answers.append(self.answering.answer(ask))
+        return self.answers[-1]
