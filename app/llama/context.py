@@ -1,28 +1,31 @@
 """The KV cache of many sequences, and the batch that is fed to it. One thread at a time."""
 
 import ctypes
+from collections.abc import Sequence
 
 import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import Misconfigured
+from app.llama.adapters import Adapter
 from app.llama.model import Model, Tokens
 
 NO_ROOM = 1  # llama_decode: no free cells for the batch, nothing was changed
+MOST_SEQUENCES = 256  # llama.cpp's own limit
 
 
 class Context:
-    """One cache of `cells` tokens, which `slots` sequences share, and a batch of at most `batch_tokens` tokens.
+    """One cache of `cells` tokens, which `sequences` share, and a batch of at most `batch_tokens` tokens.
 
-    The batch is built row by row in arrays that llama.cpp reads in place.
+    In a batch, tokens can be sampled at `outputs` rows at most. It is built in arrays that llama.cpp reads in place.
     """
 
-    def __init__(self, model: Model, *, cells: int, slots: int, batch_tokens: int, threads: int) -> None:
+    def __init__(self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int) -> None:
         params = C.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = cells, slots, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
         params.n_batch = params.n_ubatch = batch_tokens
-        params.n_outputs_max = slots
+        params.n_outputs_max = self.outputs = sequences  # fewer llama.cpp does not accept
         params.n_threads = params.n_threads_batch = threads
         self.handle = C.llama_init_from_model(model.handle, params)
         if not self.handle:
@@ -30,22 +33,23 @@ class Context:
             raise Misconfigured("llm.window", f"no memory for a cache of {cells} tokens", remedy)
         self._memory = C.llama_get_memory(self.handle)
         self._model = model  # must outlive the context
-        self._make_batch(slots, batch_tokens)
+        self._adapter: Adapter | None = None
+        self._make_batch(sequences, batch_tokens)
 
-    def _make_batch(self, slots: int, size: int) -> None:
+    def _make_batch(self, sequences: int, size: int) -> None:
         self.size, self.rows = size, 0
         self._token = np.zeros(size, np.int32)
         self._position = np.zeros(size, np.int32)
         self._one = np.ones(size, np.int32)
         self._wanted = np.zeros(size, np.int8)
-        self._slots = np.arange(slots, dtype=np.int32)
-        self._slot_addresses = self._slots.ctypes.data + self._slots.itemsize * np.arange(slots, dtype=np.uintp)
-        self._slot = np.full(size, self._slots.ctypes.data, np.uintp)  # llama.cpp wants a pointer to each row's slot
+        self._numbers = np.arange(sequences, dtype=np.int32)
+        self._addresses = self._numbers.ctypes.data + self._numbers.itemsize * np.arange(sequences, dtype=np.uintp)
+        self._sequence = np.full(size, self._addresses[0], np.uintp)  # llama.cpp wants a pointer to each row's sequence
         self._batch = C.llama_batch(
             token=self._token.ctypes.data_as(ctypes.POINTER(C.llama_token)),
             pos=self._position.ctypes.data_as(ctypes.POINTER(C.llama_pos)),
             n_seq_id=self._one.ctypes.data_as(ctypes.POINTER(ctypes.c_int32)),
-            seq_id=self._slot.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(C.llama_seq_id))),
+            seq_id=self._sequence.ctypes.data_as(ctypes.POINTER(ctypes.POINTER(C.llama_seq_id))),
             logits=self._wanted.ctypes.data_as(ctypes.POINTER(ctypes.c_int8)),
         )
 
@@ -54,28 +58,37 @@ class Context:
         C.llama_free(self.handle)
         self.handle = None
 
-    def add_token(self, slot: int, token: int, position: int) -> int:
-        """Put a sequence's newest token into the batch; get the row at which the next one can be sampled."""
-        row = self.rows
-        self._token[row], self._position[row], self._wanted[row] = token, position, 1
-        self._slot[row] = self._slot_addresses[slot]
-        self.rows = row + 1
-        return row
+    def clear(self) -> None:
+        """Begin a new batch."""
+        self.rows = 0
 
-    def add_chunk(self, slot: int, tokens: Tokens, position: int, *, last: bool) -> int:
-        """Put a stretch of a prompt into the batch; get its last row. last: then the answer can be sampled there."""
+    def add(self, sequence: int, tokens: Tokens | list[int], position: int, *, outputs: int | None = None) -> int:
+        """Put the next tokens of a sequence into the batch; get their first row.
+
+        outputs: at how many of them, the last ones, tokens are to be sampled; None: at all of them.
+        """
         start, end = self.rows, self.rows + len(tokens)
         self._token[start:end] = tokens
         self._position[start:end] = np.arange(position, position + len(tokens), dtype=np.int32)
-        self._slot[start:end] = self._slot_addresses[slot]
+        self._sequence[start:end] = self._addresses[sequence]
         self._wanted[start:end] = 0
-        self._wanted[end - 1] = last
+        self._wanted[start if outputs is None else end - outputs : end] = 1
         self.rows = end
-        return end - 1
+        return start
+
+    def add_each(self, sequences: Sequence[int], tokens: Sequence[int], positions: Sequence[int]) -> int:
+        """Put one token of each of many sequences into the batch, to be sampled at; get the first row."""
+        start, end = self.rows, self.rows + len(tokens)
+        self._token[start:end] = tokens
+        self._position[start:end] = positions
+        self._sequence[start:end] = self._addresses[sequences]
+        self._wanted[start:end] = 1
+        self.rows = end
+        return start
 
     def decode(self) -> int:
-        """Run the batch and empty it. Returns llama_decode's code: 0 done, NO_ROOM, or a failure."""
-        self._batch.n_tokens, self.rows = self.rows, 0
+        """Run the batch, which stays as it is. Returns llama_decode's code: 0 done, NO_ROOM, or a failure."""
+        self._batch.n_tokens = self.rows
         code: int = C.llama_decode(self.handle, self._batch)
         return code
 
@@ -84,10 +97,49 @@ class Context:
         found = C.llama_get_logits_ith(self.handle, row)
         return np.ctypeslib.as_array(found, shape=(self._model.vocab_size,))
 
-    def forget(self, slot: int) -> None:
-        """Free the cells of a sequence."""
-        C.llama_memory_seq_rm(self._memory, slot, -1, -1)
+    def use(self, adapter: Adapter | None) -> bool:
+        """Decode with this adapter from now on; None for the bare base. Returns whether that is a change."""
+        if adapter is self._adapter:
+            return False
+        if adapter is None:
+            C.llama_set_adapters_lora(self.handle, None, 0, None)
+        else:
+            handles = (C.llama_adapter_lora_p_ctypes * 1)(adapter.handle)
+            C.llama_set_adapters_lora(self.handle, handles, 1, (ctypes.c_float * 1)(adapter.scale))
+        self._adapter = adapter
+        return True
 
-    def held(self, slot: int) -> int:
+    def release(self, adapter: Adapter) -> None:
+        """Free an adapter, which nobody will use again."""
+        if adapter is self._adapter:
+            self.use(None)
+        adapter.free()
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        """Give an empty sequence the first tokens of another, in the same cells.
+
+        False, and the target stays empty, where the model's cache no longer has all of them (a sliding window).
+        """
+        C.llama_memory_seq_cp(self._memory, source, target, 0, length)
+        first, last = (get(self._memory, target) for get in (C.llama_memory_seq_pos_min, C.llama_memory_seq_pos_max))
+        if (first, last) == (0, length - 1):
+            return True
+        self.forget(target)
+        return False
+
+    def copy(self, source: int, target: int) -> None:
+        """Give an empty sequence all that another one holds, in the same cells."""
+        C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+
+    def cut(self, sequence: int, length: int) -> None:
+        """Take back what a sequence holds behind its first tokens."""
+        removed = C.llama_memory_seq_rm(self._memory, sequence, length, -1)
+        assert removed, "only models that keep every token speculate"
+
+    def forget(self, sequence: int) -> None:
+        """Free a sequence: cells that no other one shares."""
+        C.llama_memory_seq_rm(self._memory, sequence, -1, -1)
+
+    def held(self, sequence: int) -> int:
         """Number of tokens that the cache holds of a sequence."""
-        return int(C.llama_memory_seq_pos_max(self._memory, slot)) + 1
+        return int(C.llama_memory_seq_pos_max(self._memory, sequence)) + 1

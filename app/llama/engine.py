@@ -3,19 +3,23 @@
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Sequence
+from concurrent.futures import Future
 from pathlib import Path
 
 from app.errors import ContextTooLong, InvalidRequest, Misconfigured
+from app.llama.adapters import Adapter, Adapters
 from app.llama.admission import Admission
 from app.llama.context import Context
-from app.llama.job import Job, Stream
+from app.llama.job import Request, Stream
 from app.llama.model import Model
-from app.llama.steps import Stats, StepLoop
+from app.llama.prefix import PrefixCache
+from app.llama.steps import Limits, Stats, StepLoop
 from app.llama.text import AnswerText
 from app.llama.tokenizer import Tokenizer
 from app.messages import Delta, Done, Generate, Measure, ModelCard
 from app.settings import LLMSettings
 
+KEPT_SEQUENCES = 64  # beginnings that the cache can hold besides the running sequences
 SMALL_BYTES = 100 * 10**6  # below this, a second thread costs more in waiting than it gains
 
 
@@ -33,33 +37,76 @@ class Engine:
         if settings.window > trained:
             raise Misconfigured("llm.window", f"is {settings.window}, the model was trained for {trained}", "Lower it")
         self._tokenizer = Tokenizer(self._model)
-        cells = settings.cache_tokens or settings.slots * settings.window
+        self._adapters = Adapters(settings.name)
+        self._cells = settings.cache_tokens or settings.slots * settings.window
+        keeps = self._model.keeps_every_token()
+        sequences = settings.slots + (KEPT_SEQUENCES if keeps else 0)
         threads = settings.threads or default_threads(self._bytes)
         self._context = Context(
-            self._model, cells=cells, slots=settings.slots, batch_tokens=settings.batch_tokens, threads=threads
+            self._model, cells=self._cells, sequences=sequences, batch_tokens=settings.batch_tokens, threads=threads
         )
-        admission = Admission[Job](slots=settings.slots, cells=cells, queue=settings.queue)
-        self._steps = StepLoop(self._model, self._context, admission, settings.flush_s)
+        kept = self._cells if settings.prefix_tokens is None else settings.prefix_tokens
+        self._prefixes = PrefixCache(self._context, sequences=sequences, limit=kept if keeps else 0)
+        self._steps = StepLoop(
+            self._model,
+            self._context,
+            Admission(slots=settings.slots, cells=self._cells, queue=settings.queue),
+            self._prefixes,
+            Limits(settings.flush_s, settings.stall_s, settings.speculation if keeps else 0),
+        )
 
     async def generate(self, request: Generate) -> AsyncGenerator[Delta | Done, None]:
-        """The answer, piece by piece. Closing the generator frees its slot within a step.
+        """The answers, piece by piece. Closing the generator frees their slots within a step.
 
-        Raises InvalidRequest, ContextTooLong or Overloaded before the first item, EngineFailed at any time.
+        Raises InvalidRequest, ContextTooLong, ModelNotFound (of an adapter), Overloaded or Unavailable before the first
+        item, EngineFailed at any time.
         """
         self._steps.knock()
         stream = Stream(asyncio.get_running_loop())
-        job = await asyncio.to_thread(self._job, request, stream)
-        self._steps.enter(job)
-        try:
-            while True:
-                for item in await stream.take():
-                    if isinstance(item, Exception):
-                        raise item
-                    yield item
-                    if isinstance(item, Done):
-                        return
-        finally:
-            self._steps.leave(job)
+        with self._adapters.borrowed(request.adapter) as adapter:
+            asked = await asyncio.to_thread(self._request, request, stream, adapter)
+            self._steps.enter(asked)
+            try:
+                while True:
+                    for item in await stream.take():
+                        if isinstance(item, Exception):
+                            raise item
+                        yield item
+                        if isinstance(item, Done):
+                            return
+            finally:
+                self._steps.leave(asked)
+
+    async def load_adapter(self, name: str, path: Path, *, scale: float = 1.0) -> None:
+        """Let requests name a LoRA adapter, a GGUF. What runs stands still while it is read.
+
+        Raises InvalidRequest where the name is taken, or the file is no adapter for this model.
+        """
+
+        def load() -> None:
+            self._adapters.add(Adapter(self._model, name, path, scale))
+
+        with self._adapters.loading(name):
+            await _done(self._steps.call(load))
+
+    async def unload_adapter(self, name: str) -> None:
+        """Refuse an adapter from now on, wait for its answers, and free it. Raises ModelNotFound."""
+        adapter = self._adapters.remove(name)
+
+        def release() -> None:
+            self._prefixes.disown(adapter)
+            self._context.release(adapter)
+
+        await _done(adapter.unused)
+        await _done(self._steps.call(release))
+
+    def adapters(self) -> tuple[str, ...]:
+        """The names of those that are loaded."""
+        return self._adapters.names()
+
+    async def drain(self) -> None:
+        """Refuse new requests with Unavailable, and return when all answers are complete."""
+        await _done(self._steps.drain())
 
     async def measure(self, request: Generate, texts: Sequence[str]) -> Measure:
         """Token counts of the prompt that a request renders to, and of each text alone."""
@@ -88,16 +135,29 @@ class Engine:
         self._steps.close()
         self._context.close()
 
-    def _job(self, request: Generate, stream: Stream) -> Job:
+    def _request(self, request: Generate, stream: Stream, adapter: Adapter | None) -> Request:
         if "" in request.stop:
             raise InvalidRequest("A stop string must not be empty.", "stop")
+        slots = self._settings.slots
+        if request.n > slots:
+            message = f"n is {request.n}, at most {slots} answers are made at a time. Lower n, or raise llm.slots."
+            raise InvalidRequest(message, "n")
         prompt, window = self._tokenizer.prompt(request), self._settings.window
         if not len(prompt):
             raise InvalidRequest("The prompt is empty.", "prompt")
         answer = max(1, window - len(prompt)) if request.max_tokens is None else request.max_tokens
         if len(prompt) + answer > window:
             raise ContextTooLong(len(prompt), answer, window)
-        return Job(prompt, answer, request.sampling, AnswerText(request.stop), stream)
+        asked = Request(prompt, answer, stream, adapter, request.tenant)
+        for _ in range(request.n):
+            asked.answer(request.sampling, AnswerText(request.stop))
+        if asked.cells > self._cells:
+            message = (
+                f"{request.n} answers of up to {answer} tokens to a prompt of {len(prompt)} need {asked.cells} tokens "
+                f"of cache, which holds {self._cells}. Lower n or max_tokens, or raise llm.cache_tokens."
+            )
+            raise InvalidRequest(message, "n")
+        return asked
 
     def _measure(self, request: Generate, texts: Sequence[str]) -> Measure:
         return Measure(
@@ -105,6 +165,11 @@ class Engine:
             text_tokens=tuple(map(self._tokenizer.count, texts)),
             window=self._settings.window,
         )
+
+
+async def _done(future: Future[None]) -> None:
+    """Wait for what another thread does, and does also when nobody waits."""
+    await asyncio.shield(asyncio.wrap_future(future))
 
 
 def default_threads(model_bytes: int) -> int:

@@ -1,16 +1,24 @@
-"""One answer in the making, and the way its pieces take from the step loop's thread to whoever waits for them."""
+"""Requests and their answers in the making, and the way of pieces from the step loop's thread to who waits for them."""
 
 import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+import numpy as np
+
+from app.llama.adapters import Adapter
 from app.llama.model import Tokens
+from app.llama.prefix import Holding
 from app.llama.sampling import Sampler
+from app.llama.speculation import Luck
 from app.llama.text import AnswerText
 from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, Usage
 
 Item = Delta | Done | Exception
+NOTHING = np.zeros(0, np.int32)
+SEED_STEP = 0x9E3779B1  # between the seeds of a request's answers: odd, so that they are all different
+SEEDS = 2**32 - 1  # llama.cpp's, of which the largest number is none
 
 
 class Stream:
@@ -24,8 +32,8 @@ class Stream:
     def put(self, item: Item) -> None:
         """Append an item. Runs in the loop's thread."""
         last = self._items[-1] if self._items else None
-        if isinstance(last, Delta) and isinstance(item, Delta):
-            self._items[-1] = Delta(last.text + item.text, last.tokens + item.tokens)
+        if isinstance(last, Delta) and isinstance(item, Delta) and last.choice == item.choice:
+            self._items[-1] = Delta(last.text + item.text, last.tokens + item.tokens, item.choice)
         else:
             self._items.append(item)
         self._filled.set()
@@ -39,40 +47,121 @@ class Stream:
 
 
 @dataclass(eq=False, slots=True)
-class Job:
-    """A request on its way through the step loop. prompt and answer_tokens fit the window together."""
+class Request:
+    """A prompt on its way through the step loop, and the answers to it, of at most `answer_tokens` each.
+
+    Prompt and answer fit the window together, and all of it the cache.
+    """
 
     prompt: Tokens
-    answer_tokens: int  # at most
-    sampling: Sampling
-    text: AnswerText
+    answer_tokens: int
     stream: Stream
+    adapter: Adapter | None = None
+    tenant: str = "default"
+    jobs: list["Job"] = field(default_factory=list)
 
     # the step loop's
-    slot: int = -1
+    admitted: bool = False
+    cancelled: bool = False
+    over: bool = False
+    cached_tokens: int = 0
+    ends: dict[int, End] = field(default_factory=dict)
+    entered_at: float = field(default_factory=time.perf_counter)
+    admitted_at: float = 0.0
+    answering_at: float = 0.0  # 0 while the prompt is loading
+
+    @property
+    def slots(self) -> int:
+        """Sequences that it comes to need."""
+        return len(self.jobs)
+
+    @property
+    def cells(self) -> int:
+        """Cache cells that it may come to need: the answers share the prompt's."""
+        return len(self.prompt) + len(self.jobs) * self.answer_tokens
+
+    @property
+    def owner(self) -> tuple[Adapter | None, str]:
+        """Whose the cells are: nobody else may share them."""
+        return self.adapter, self.tenant
+
+    def answer(self, sampling: Sampling, text: AnswerText) -> "Job":
+        """Add one more answer. The seeds of all of them follow from the request's."""
+        choice = len(self.jobs)
+        if sampling.seed is not None and choice:
+            sampling = sampling.model_copy(update={"seed": (sampling.seed + choice * SEED_STEP) % SEEDS})
+        self.jobs.append(Job(self, choice, sampling, text))
+        return self.jobs[-1]
+
+    def done(self) -> Done:
+        """The last item of the stream."""
+        now = time.perf_counter()
+        usage = Usage(
+            prompt_tokens=len(self.prompt),
+            completion_tokens=sum(job.generated for job in self.jobs),
+            cached_tokens=self.cached_tokens,
+        )
+        timings = Timings(
+            queued_s=self.admitted_at - self.entered_at,
+            prefill_s=self.answering_at - self.admitted_at,
+            decode_s=now - self.answering_at,
+        )
+        return Done(tuple(self.ends[choice] for choice in range(len(self.jobs))), usage, timings)
+
+
+@dataclass(eq=False, slots=True)
+class Job:
+    """One answer. Of several to one prompt, the first one loads it."""
+
+    request: Request
+    choice: int
+    sampling: Sampling
+    text: AnswerText
+
+    # the step loop's
+    sequence: int = -1
     sampler: Sampler | None = None
-    fed: int = 0  # tokens in the cache
+    history: Tokens = field(default_factory=lambda: NOTHING)  # prompt and answer, with room for all of it
+    known: int = 0  # tokens in the history
+    fed: int = 0  # tokens in the cache, the first ones of the history
     row: int = -1  # of the batch, at which the next token can be sampled
-    token: int = -1  # the newest, not in the cache yet
+    draft: list[int] = field(default_factory=list)  # tokens that may come next
+    tried: int = 0  # how many of them are in the batch
+    luck: Luck = field(default_factory=Luck)
     generated: int = 0
     unsent_text: str = ""
     unsent_tokens: int = 0
     sent: bool = False  # whether anything was
-    cancelled: bool = False
+    answering: bool = False  # the prompt is loaded
     over: bool = False
-    entered: float = field(default_factory=time.perf_counter)
-    admitted: float = 0.0
-    answering: float = 0.0  # since when; 0 while the prompt is loading
+
+    def begin(self, sequence: int, fed: int) -> None:
+        """Take a sequence that holds the first tokens of the prompt already."""
+        prompt = self.request.prompt
+        self.sequence, self.fed, self.known = sequence, fed, len(prompt)
+        self.history = np.empty(len(prompt) + self.request.answer_tokens, np.int32)
+        self.history[: len(prompt)] = prompt
 
     @property
-    def cells(self) -> int:
-        """Cache cells that it may come to need."""
-        return len(self.prompt) + self.answer_tokens
+    def token(self) -> int:
+        """The newest, which is not in the cache yet while the answer goes on."""
+        return int(self.history[self.known - 1])
 
     @property
     def left(self) -> int:
         """Tokens of the prompt that are not in the cache yet."""
-        return len(self.prompt) - self.fed
+        return len(self.request.prompt) - self.fed
+
+    @property
+    def holding(self) -> Holding:
+        """What the cache holds of it."""
+        return Holding(self.sequence, self.request.owner, self.history[: self.fed])
+
+    def append(self, token: int) -> None:
+        """One more token of the answer."""
+        self.history[self.known] = token
+        self.known += 1
+        self.generated += 1
 
     def add(self, text: str, tokens: int) -> None:
         """Text that may be sent with the next flush."""
@@ -81,20 +170,14 @@ class Job:
 
     def unsent(self) -> Delta:
         """What gathered since the last call."""
-        delta = Delta(self.unsent_text, self.unsent_tokens)
+        delta = Delta(self.unsent_text, self.unsent_tokens, self.choice)
         self.unsent_text, self.unsent_tokens, self.sent = "", 0, True
         return delta
 
-    def done(self, reason: FinishReason) -> Done:
-        """The last item of the stream."""
-        now = time.perf_counter()
-        usage = Usage(prompt_tokens=len(self.prompt), completion_tokens=self.generated)
-        timings = Timings(
-            queued_s=self.admitted - self.entered,
-            prefill_s=self.answering - self.admitted,
-            decode_s=now - self.answering,
-        )
-        return Done((End(reason),), usage, timings)
+    def end(self, reason: FinishReason) -> None:
+        """How the answer ended."""
+        self.request.ends[self.choice] = End(reason)
+        self.over = True
 
 
 def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:

@@ -151,6 +151,10 @@ class Model:
         source: bytes | None = C.llama_model_chat_template(self.handle, None)
         return None if source is None else source.decode()
 
+    def keeps_every_token(self) -> bool:
+        """Whether the cache has a cell for each token, so that beginnings can be shared; a recurrent state has none."""
+        return not (C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle))
+
     def description(self) -> str:
         """What the model says it is."""
         buffer = ctypes.create_string_buffer(256)

@@ -41,11 +41,11 @@ def main(path: str) -> int:
     from app.llama.model import Model
 
     try:
-        context = Context(Model(Path(path)), cells=256, slots=1, batch_tokens=32, threads=1)
+        context = Context(Model(Path(path)), cells=256, sequences=1, batch_tokens=32, threads=1)
     except Misconfigured as error:
         sys.stderr.write(error.problem)
         return 1
-    context.add_chunk(0, np.zeros(8, np.int32), 0, last=True)
+    context.add(0, np.zeros(8, np.int32), 0, outputs=1)
     return context.decode()
 
 

@@ -1,8 +1,9 @@
-"""The step loop: in its own thread, every step decodes one batch for all running sequences and samples each of them.
+"""The step loop: in its own thread, every step decodes one batch for running sequences and samples each of them.
 
-A batch holds the newest token of every answer in progress, and then as much of the prompts of new requests as fits,
-so that a long prompt does not stall the others. Only this thread touches the context; everybody else enters and
-leaves jobs. A cancelled job is gone before the next step begins.
+A batch holds the newest token of every answer in progress, with a draft of the next ones where that pays, and then as
+much of the prompts of new requests as fits the time that running answers may have to wait. All of it is of one
+adapter; adapters take turns. Only this thread touches the context; everybody else enters and leaves requests. What a
+cancelled one holds is free before the next step begins.
 """
 
 import asyncio
@@ -10,19 +11,37 @@ import logging
 import threading
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
-from app.errors import EngineFailed, Overloaded
+from app.errors import EngineFailed, Overloaded, Unavailable
+from app.llama.adapters import Adapter
 from app.llama.admission import Admission
 from app.llama.context import NO_ROOM, Context
-from app.llama.job import Item, Job, Stream, share_prefill
+from app.llama.job import Item, Job, Request, Stream, share_prefill
 from app.llama.model import Model
+from app.llama.pace import FEWEST_ROWS, Pace
+from app.llama.prefix import PrefixCache
 from app.llama.sampling import Sampler
-from app.messages import FinishReason
+from app.llama.speculation import continuation, worthwhile
+from app.llama.turns import Turns
 
 log = logging.getLogger(__name__)
+
+
+class Limits(NamedTuple):
+    """How the loop shares its time. flush_s: how long deltas of an answer are joined, but the first.
+
+    stall_s: how long a running answer may stand still while prompts load or other adapters have their turns;
+    speculation: draft tokens of one answer in a step.
+    """
+
+    flush_s: float = 0.0
+    stall_s: float = 0.2
+    speculation: int = 0
 
 
 @dataclass(slots=True)
@@ -40,23 +59,36 @@ class Stats:
     failed: int = 0
     refused: int = 0  # for want of a place in the queue
     prompt_tokens: int = 0  # of admitted requests
+    cached_tokens: int = 0  # of them, that needed no prefill
+    kept_tokens: int = 0  # that finished requests left in the cache, common beginnings counted once
+    kept_sequences: int = 0
+    evictions: int = 0  # of kept sequences, whose place was needed
     generated_tokens: int = 0
+    drafted_tokens: int = 0
+    accepted_tokens: int = 0  # of the drafted ones
+    adapter_switches: int = 0
     queued_s: float = 0.0  # summed over admitted requests
     steps: int = 0
     step_s: float = 0.0
 
 
 class StepLoop:
-    """Runs jobs over one context until closed. flush_s: how long deltas of an answer are joined, but the first."""
+    """Runs requests over one context until closed."""
 
-    def __init__(self, model: Model, context: Context, admission: Admission[Job], flush_s: float) -> None:
-        self._model, self._context, self._admission, self._flush_s = model, context, admission, flush_s
-        self._change = threading.Condition()  # guards admission, _admitted, _closing and the stats that others write
-        self._admitted: list[Job] = []  # have a slot, and the thread has not seen them
+    def __init__(
+        self, model: Model, context: Context, admission: Admission[Request], prefixes: PrefixCache, limits: Limits
+    ) -> None:
+        self._model, self._context, self._admission, self._limits = model, context, admission, limits
+        self._prefixes, self._pace = prefixes, Pace(context.size)
+        self._turns = Turns[Adapter | None](limits.stall_s)
+        self._change = threading.Condition()  # guards admission, _admitted, _chores, _closing, stats that others write
+        self._admitted: list[Request] = []  # and the thread has not seen them
+        self._chores: list[tuple[Callable[[], None], Future[None]]] = []
         self._jobs: list[Job] = []  # the thread's own, in order of admission
         self._outgoing: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = defaultdict(list)
         self._flushed = 0.0
-        self._mean_service_s = 1.0  # of a job in its slot, moving
+        self._mean_service_s = 1.0  # of a request that was admitted, moving
+        self._drained: Future[None] | None = None  # since somebody asked for it
         self._closing = False
         self._step_began = 0.0  # 0 between steps
         self._stats = Stats(admission.slots, admission.cells, admission.queue)
@@ -66,40 +98,65 @@ class StepLoop:
     # For any thread
 
     def knock(self) -> None:
-        """Raise Overloaded at once where a job would be refused anyway, before anybody makes one."""
+        """Raise Overloaded or Unavailable at once where a request would be refused anyway, before anybody makes one."""
         with self._change, self._counting_refusals():
+            self._refuse_when_draining()
             self._admission.knock(self._retry_after_s())
 
-    def enter(self, job: Job) -> None:
-        """Begin with a job, now or when its turn comes. Raises Overloaded, or EngineFailed after a close."""
+    def enter(self, request: Request) -> None:
+        """Begin with a request, now or when its turn comes.
+
+        Raises Overloaded, Unavailable while it drains, or EngineFailed after a close.
+        """
         with self._change, self._counting_refusals():
             if self._closing:
                 raise EngineFailed("the engine is closed")
-            self._admission.enter(job, self._retry_after_s())
-            if job.slot >= 0:
-                self._admit([job])
+            self._refuse_when_draining()
+            self._admission.enter(request, self._retry_after_s())
+            if request.admitted:
+                self._admit([request])
 
-    def leave(self, job: Job) -> None:
-        """Nobody waits for this job any more: free what it holds before the next step. A job that is over stays so."""
+    def leave(self, request: Request) -> None:
+        """Nobody waits for it any more: free what it holds before the next step. What is over stays so."""
         with self._change:
-            if job.over or job.cancelled:
+            if request.over or request.cancelled:
                 return
-            job.cancelled = True
+            request.cancelled = True
             self._stats.cancelled += 1
-            if job.slot < 0:
-                job.over = True
-                self._admit(self._admission.leave(job))
+            if not request.admitted:
+                self._end(request)
             self._change.notify()
+
+    def call(self, chore: Callable[[], None]) -> Future[None]:
+        """Have the thread do something between two steps. Raises EngineFailed after a close."""
+        future: Future[None] = Future()
+        with self._change:
+            if self._closing:
+                raise EngineFailed("the engine is closed")
+            self._chores.append((chore, future))
+            self._change.notify()
+        return future
+
+    def drain(self) -> Future[None]:
+        """Refuse new requests from now on. The future is done when those that entered are over."""
+        with self._change:
+            self._drained = self._drained or Future()
+            self._tell_when_idle()
+            return self._drained
 
     def stats(self) -> Stats:
         """The numbers of this moment, a copy."""
         with self._change:
-            admission = self._admission
+            admission, prefixes = self._admission, self._prefixes.counts
             return replace(
                 self._stats,
-                slots_in_use=admission.slots - len(admission.free_slots),
+                slots_in_use=admission.slots - admission.free_slots,
                 cells_reserved=admission.cells - admission.free_cells,
                 waiting=len(admission.waiting),
+                cached_tokens=prefixes.hit_tokens,
+                kept_tokens=prefixes.kept_tokens,
+                kept_sequences=prefixes.kept_sequences,
+                evictions=prefixes.evictions,
             )
 
     def check(self, step_timeout_s: float) -> None:
@@ -111,7 +168,7 @@ class StepLoop:
             raise EngineFailed(f"a decode step has not come back within {step_timeout_s:.0f} s")
 
     def close(self) -> None:
-        """End after the current step. Jobs that are not over fail."""
+        """End after the current step. Requests that are not over fail."""
         with self._change:
             self._closing = True
             self._change.notify()
@@ -127,138 +184,269 @@ class StepLoop:
             self._stats.refused += 1
             raise
 
-    def _admit(self, jobs: list[Job]) -> None:
+    def _refuse_when_draining(self) -> None:
+        if self._drained:
+            raise Unavailable("language model", "this replica finishes what it began, and then it ends")
+
+    def _admit(self, requests: list[Request]) -> None:
         now = time.perf_counter()
-        for job in jobs:
-            job.admitted = now
-            self._stats.queued_s += now - job.entered
-            self._stats.prompt_tokens += len(job.prompt)
-        self._admitted += jobs
+        for request in requests:
+            request.admitted_at = now
+            self._stats.queued_s += now - request.entered_at
+            self._stats.prompt_tokens += len(request.prompt)
+        self._admitted += requests
         self._change.notify()
+
+    def _end(self, request: Request) -> None:
+        request.over = True
+        self._admit(self._admission.leave(request))
+        self._tell_when_idle()
+
+    def _tell_when_idle(self) -> None:
+        idle = self._admission.free_slots == self._admission.slots and not self._admission.waiting
+        if idle and self._drained and not self._drained.done():
+            self._drained.set_result(None)
 
     def _retry_after_s(self) -> float:
         ahead = len(self._admission.waiting) + 1
         return max(1.0, ahead * self._mean_service_s / self._admission.slots)
 
-    # The thread
+    # The thread: what there is to do
 
     def _run(self) -> None:
         while self._await_work():
+            if not self._jobs:
+                continue
             self._step_began = time.perf_counter()
             try:
                 self._step()
-            except Exception as error:  # the loop's edge: whatever it is, it ends these jobs and not the loop
+            except Exception as error:  # the loop's edge: whatever it is, it ends these requests and not the loop
                 log.exception("A step failed")
-                self._context.rows = 0
-                self._fail(self._jobs, str(error))
+                self._fail({job.request for job in self._jobs}, str(error))
             self._stats.steps += 1
             self._stats.step_s += time.perf_counter() - self._step_began
             self._step_began = 0.0
         with self._change:
-            unfinished = [*self._jobs, *self._admitted, *self._admission.waiting]
-        self._jobs += self._admitted
+            unfinished = {*(job.request for job in self._jobs), *self._admitted, *self._admission.waiting}
+            chores, self._chores = self._chores, []
+        for _, future in chores:
+            future.set_exception(EngineFailed("the engine is closed"))
         self._fail(unfinished, "the engine is closed")
 
     def _await_work(self) -> bool:
         with self._change:
-            while not (self._jobs or self._admitted or self._closing):
+            while not (self._jobs or self._admitted or self._chores or self._closing):
                 self._change.wait()
             entered, self._admitted = self._admitted, []
-        for job in entered:
-            job.sampler = Sampler(job.sampling, self._model, job.answer_tokens)
-        self._jobs += entered
-        for job in [job for job in self._jobs if job.cancelled]:
-            self._retire(job)
+            chores, self._chores = self._chores, []
+        for request in {job.request for job in self._jobs if job.request.cancelled}:
+            self._retire(request, keep=True)
+        for request in entered:
+            self._begin(request)
+        for chore, future in chores:
+            _do(chore, future)
         return not self._closing
 
+    def _begin(self, request: Request) -> None:
+        if request.cancelled:
+            self._retire(request, keep=False)
+            return
+        job = request.jobs[0]
+        running = [other.holding for other in self._jobs if other.request.owner == request.owner]
+        job.begin(*self._prefixes.begin(request.owner, request.prompt, running))
+        request.cached_tokens = job.fed
+        self._jobs.append(job)
+        try:
+            for each in request.jobs:
+                each.sampler = Sampler(each.sampling, self._model, request.answer_tokens)
+        except Exception as error:  # the loop's edge again
+            log.exception("A sampler could not be made")
+            self._fail({request}, str(error))
+
+    # The thread: one step
+
     def _step(self) -> None:
-        context = self._context
-        batch = [(job, 1) for job in self._jobs if job.answering]
-        for job, _ in batch:
-            job.row = context.add_token(job.slot, job.token, job.fed)
-        chunks = share_prefill([job for job in self._jobs if not job.answering], context.size - len(batch))
-        if chunks:
+        context, adapters = self._context, dict.fromkeys(job.request.adapter for job in self._jobs)
+        adapter = self._turns.next(list(adapters), self._step_began)
+        switch = context.use(adapter)
+        self._stats.adapter_switches += switch
+        jobs = [job for job in self._jobs if job.request.adapter is adapter]
+        answering = [job for job in jobs if job.answering]
+        loading = [job for job in jobs if not job.answering]
+        context.clear()
+        if loading:
             self._flush(everything=True)  # the step will be a long one
+        self._add_answers(answering, speculate=not loading)
+        chunks = self._add_prompts(loading, len(adapters)) if loading else []
+        if not self._decode([*answering, *(job for job, _ in chunks)]):
+            return
+        for job in answering:
+            self._go_on(job)
         for job, share in chunks:
-            last = share == job.left
-            row = context.add_chunk(job.slot, job.prompt[job.fed : job.fed + share], job.fed, last=last)
-            job.row = row if last else -1
-        batch += chunks
-        if not batch:
-            return
-        code = context.decode()
-        if code:
-            self._decode_failed([job for job, _ in batch], code)
-            return
-        for job, share in batch:
             job.fed += share
-            if job.row >= 0 and not job.cancelled:
-                self._advance(job)
+            if not job.left:
+                self._start_answers(job)
+        if not switch:
+            self._pace.observe(context.rows, time.perf_counter() - self._step_began)
         self._flush()
 
-    def _advance(self, job: Job) -> None:
-        """Sample the next token of an answer, and end the answer where that ends it."""
-        assert job.sampler is not None
-        job.token = job.sampler.sample(self._context, job.row)
-        if not job.answering:
-            job.answering = time.perf_counter()
-        if self._model.ends(job.token):
-            self._finish(job, "stop")
-            return
-        job.generated += 1
-        self._stats.generated_tokens += 1
-        job.add(job.text.push(self._model.piece(job.token)), tokens=1)
-        if job.text.stopped:
-            self._finish(job, "stop")
-        elif job.generated == job.answer_tokens:
-            self._finish(job, "length")
+    def _add_answers(self, jobs: list[Job], *, speculate: bool) -> None:
+        """Put the newest token of each answer into the batch, and behind it as much of its draft as pays."""
+        rows, limit = len(jobs), self._limits.speculation if speculate else 0
+        room = self._context.outputs - rows
+        plain = []
+        for job in jobs:
+            job.tried, job.draft = 0, []
+            longest = min(limit, room, job.request.answer_tokens - job.generated - 1)
+            if longest > 0:
+                job.draft = continuation(job.history[: job.known], longest)
+            if job.draft:
+                job.tried = worthwhile(job.luck.rate, longest, rows=rows, seconds=self._pace.seconds)
+            if job.tried:
+                rows, room = rows + job.tried, room - job.tried
+                job.row = self._context.add(job.sequence, [job.token, *job.draft[: job.tried]], job.fed)
+            else:
+                plain.append(job)
+        first = self._context.add_each(
+            [job.sequence for job in plain], [job.token for job in plain], [job.fed for job in plain]
+        )
+        for row, job in enumerate(plain, first):
+            job.row = row
 
-    def _finish(self, job: Job, reason: FinishReason) -> None:
+    def _add_prompts(self, loading: list[Job], adapters: int) -> list[tuple[Job, int]]:
+        """Fill the batch with prompts, as far as running answers can wait for it."""
+        context, budget = self._context, self._context.size - self._context.rows
+        if any(job.answering for job in self._jobs):
+            in_time = self._pace.rows_within(self._turns.turn_s(adapters)) - context.rows
+            budget = min(budget, max(in_time, FEWEST_ROWS))
+        chunks = share_prefill(loading, budget)
+        for job, share in chunks:
+            last = share == job.left
+            chunk = job.history[job.fed : job.fed + share]
+            job.row = context.add(job.sequence, chunk, job.fed, outputs=int(last)) + share - 1
+        return chunks
+
+    def _decode(self, jobs: list[Job]) -> bool:
+        """Decode the batch; what finished requests left makes room for it. False where these jobs cannot go on."""
+        while (code := self._context.decode()) == NO_ROOM and self._prefixes.evict():
+            pass
+        if code:
+            self._decode_failed(jobs, code)
+        return code == 0
+
+    def _start_answers(self, loaded: Job) -> None:
+        """A prompt is in the cache: all answers to it begin there, each with a draw of its own."""
+        request = loaded.request
+        request.answering_at = time.perf_counter()
+        for job in request.jobs[1:]:
+            sequence = self._prefixes.take()
+            self._context.copy(loaded.sequence, sequence)
+            job.begin(sequence, loaded.fed)
+            job.row = loaded.row
+            self._jobs.append(job)
+        for job in request.jobs:
+            job.answering = True
+            self._advance(job)
+            if job.over:
+                self._finish(job)
+
+    def _go_on(self, job: Job) -> None:
+        """Draw the next token of an answer, and further ones as long as they are what its draft says."""
+        held = 0
+        self._advance(job)
+        while held < job.tried and not job.over and job.token == job.draft[held]:
+            held, job.row = held + 1, job.row + 1
+            self._advance(job)
+        job.fed += 1 + held
+        if held < job.tried:
+            self._context.cut(job.sequence, job.fed)
+        if job.draft and not job.over:
+            seen = held if job.tried else int(job.token == job.draft[0])  # a draft that was not tried teaches too
+            job.luck.learn(seen, failed=seen < max(job.tried, 1))
+        self._stats.drafted_tokens += job.tried
+        self._stats.accepted_tokens += held
+        if job.over:
+            self._finish(job)
+
+    def _advance(self, job: Job) -> None:
+        """Draw the next token of an answer from its row, and say where that ends it."""
+        assert job.sampler is not None
+        token = job.sampler.sample(self._context, job.row)
+        if self._model.ends(token):
+            job.end("stop")
+            return
+        job.append(token)
+        self._stats.generated_tokens += 1
+        job.add(job.text.push(self._model.piece(token)), tokens=1)
+        if job.text.stopped:
+            job.end("stop")
+        elif job.generated == job.request.answer_tokens:
+            job.end("length")
+
+    # The thread: what is over
+
+    def _finish(self, job: Job) -> None:
+        """An answer is complete, and with the last one its request."""
+        request = job.request
         job.add(job.text.finish(), tokens=0)
         if job.unsent_text or job.unsent_tokens:
-            self._send(job, job.unsent())
-        self._send(job, job.done(reason))
-        service_s = time.perf_counter() - job.admitted
+            self._send(request, job.unsent())
+        self._release(job, keep=True)
+        if len(request.ends) < len(request.jobs):
+            return
+        self._send(request, request.done())
+        service_s = time.perf_counter() - request.admitted_at
         self._mean_service_s += 0.1 * (service_s - self._mean_service_s)
         self._stats.finished += 1
-        self._retire(job)
+        with self._change:
+            self._end(request)
 
     def _decode_failed(self, jobs: list[Job], code: int) -> None:
         """Without room nothing was decoded, and the youngest makes room for the rest; else none of them can go on."""
+        requests = {job.request for job in jobs}
         if code == NO_ROOM:
-            jobs = [max(jobs, key=lambda job: job.admitted)]
+            requests = {max(requests, key=lambda request: request.admitted_at)}
         log.error("llama_decode returned %d for a batch of %d sequences", code, len(jobs))
-        self._fail(jobs, f"llama.cpp could not decode the batch, code {code}")
+        self._fail(requests, f"llama.cpp could not decode the batch, code {code}")
 
-    def _fail(self, jobs: list[Job], reason: str) -> None:
-        for job in list(jobs):
-            self._stats.failed += not job.cancelled
-            self._send(job, EngineFailed(reason))
-            self._retire(job)
+    def _fail(self, requests: set[Request], reason: str) -> None:
+        for request in requests:
+            self._stats.failed += not request.cancelled
+            self._send(request, EngineFailed(reason))
+            self._retire(request, keep=False)
         self._flush()
 
-    def _retire(self, job: Job) -> None:
-        """Free everything that a job holds; whoever waited for it moves up."""
-        if job in self._jobs:
-            self._jobs.remove(job)
-            self._context.forget(job.slot)
+    def _retire(self, request: Request, *, keep: bool) -> None:
+        """Free everything that a request holds; whoever waited for it moves up. keep: what the cache holds is good."""
+        for job in request.jobs:
+            self._release(job, keep=keep)
+        with self._change:
+            if not request.over:
+                self._end(request)
+
+    def _release(self, job: Job, *, keep: bool) -> None:
         if job.sampler is not None:
             job.sampler.close()
             job.sampler = None
-        with self._change:
-            job.over = True
-            self._admit(self._admission.leave(job))
+        if job.sequence < 0:
+            return
+        self._jobs.remove(job)
+        if keep:
+            self._prefixes.keep(job.holding._replace(tokens=job.history[: job.fed].copy()))
+        else:
+            self._prefixes.drop(job.sequence)
+        job.sequence = -1
 
-    def _send(self, job: Job, item: Item) -> None:
-        self._outgoing[job.stream.loop].append((job.stream, item))
+    def _send(self, request: Request, item: Item) -> None:
+        self._outgoing[request.stream.loop].append((request.stream, item))
 
     def _flush(self, *, everything: bool = False) -> None:
         """Hand out first deltas at once, others when flush_s is over; one wake-up for each event loop."""
         now = time.perf_counter()
-        due = everything or now - self._flushed >= self._flush_s
+        due = everything or now - self._flushed >= self._limits.flush_s
         for job in self._jobs:
             if job.unsent_text and (due or not job.sent):
-                self._send(job, job.unsent())
+                self._send(job.request, job.unsent())
         if due:
             self._flushed = now
         for loop, items in self._outgoing.items():
@@ -272,3 +460,13 @@ class StepLoop:
 def _deliver(items: list[tuple[Stream, Item]]) -> None:
     for stream, item in items:
         stream.put(item)
+
+
+def _do(chore: Callable[[], None], future: Future[None]) -> None:
+    future.set_running_or_notify_cancel()
+    try:
+        chore()
+    except Exception as error:  # noqa: BLE001 — it belongs to whoever waits for the future
+        future.set_exception(error)
+    else:
+        future.set_result(None)

@@ -15,9 +15,10 @@ from app.errors import ContextTooLong, EngineFailed, InvalidRequest, Misconfigur
 from app.llama.admission import Admission
 from app.llama.context import Context
 from app.llama.engine import Engine, default_threads
-from app.llama.job import Item, Job, Stream
-from app.llama.model import Model
-from app.llama.steps import StepLoop
+from app.llama.job import Item, Request, Stream
+from app.llama.model import Model, Tokens
+from app.llama.prefix import PrefixCache
+from app.llama.steps import Limits, StepLoop
 from app.llama.text import AnswerText
 from app.messages import Delta, Done, Generate, Message, Sampling
 from app.settings import LLMSettings
@@ -95,9 +96,9 @@ async def idle(engine: Engine) -> None:
     await until(lambda: engine.stats().slots_in_use == 0)
 
 
-def cells_held(engine: Engine) -> int:
+def sequences_held(engine: Engine) -> int:
     """By llama.cpp's own account; only while the engine is idle."""
-    return sum(map(engine._context.held, range(engine.stats().slots)))
+    return sum(engine._context.held(sequence) > 0 for sequence in range(engine._context.outputs))
 
 
 async def test_a_chat_is_answered_with_usage_and_timings(start: Start, alphabet_gguf: Path):
@@ -154,7 +155,8 @@ async def test_who_leaves_frees_slot_and_cells_for_the_next(start: Start, alphab
     assert (await waiting)[0] == "abc"
     await idle(engine)
     stats = engine.stats()
-    assert (stats.cells_reserved, stats.cancelled, cells_held(engine)) == (0, 1, 0)
+    assert (stats.cells_reserved, stats.cancelled) == (0, 1)
+    assert sequences_held(engine) == stats.kept_sequences
 
 
 async def test_a_reader_who_gives_up_waiting_leaves_the_queue(start: Start, alphabet_gguf: Path):
@@ -281,7 +283,7 @@ async def test_a_batch_that_fails_ends_its_requests_and_no_others(start: Start, 
     """A token outside the vocabulary makes llama.cpp refuse the batch; the loop goes on."""
     engine = start(alphabet_gguf)
     stream = Stream(asyncio.get_running_loop())
-    engine._steps.enter(Job(np.array([10**6], np.int32), 5, GREEDY, AnswerText(), stream))
+    engine._steps.enter(request(np.array([10**6], np.int32), 5, stream))
     (failure,) = await stream.take()
     assert isinstance(failure, EngineFailed)
     assert (await answer(engine, asked(max_tokens=3)))[0] == "abc"
@@ -290,14 +292,22 @@ async def test_a_batch_that_fails_ends_its_requests_and_no_others(start: Start, 
     assert (stats.failed, stats.finished, stats.cells_reserved) == (1, 1, 0)
 
 
+def request(prompt: Tokens, answer_tokens: int, stream: Stream) -> Request:
+    """One answer to be drawn."""
+    asked = Request(prompt, answer_tokens, stream)
+    asked.answer(Sampling(seed=1), AnswerText())
+    return asked
+
+
 async def test_without_room_in_the_cache_the_youngest_makes_way(random_gguf: Path):
     """Admission reserves room, so this takes one that promises more cells than there are: the elder answer goes on."""
     model = Model(random_gguf)
-    context = Context(model, cells=256, slots=2, batch_tokens=64, threads=1)
-    steps = StepLoop(model, context, Admission(slots=2, cells=10**6, queue=0), flush_s=0.0)
+    context = Context(model, cells=256, sequences=2, batch_tokens=64, threads=1)
+    prefixes = PrefixCache(context, sequences=2, limit=0)
+    steps = StepLoop(model, context, Admission(slots=2, cells=10**6, queue=0), prefixes, Limits())
     streams = [Stream(asyncio.get_running_loop()) for _ in range(2)]
-    for stream in streams:
-        steps.enter(Job(np.full(100, 65, np.int32), 100, Sampling(seed=1), AnswerText(), stream))
+    for token, stream in enumerate(streams, 65):
+        steps.enter(request(np.full(100, token, np.int32), 100, stream))
     elder, younger = [await last(stream) for stream in streams]
     assert isinstance(younger, EngineFailed)
     assert isinstance(elder, Done)
@@ -335,7 +345,8 @@ async def test_many_requests_and_departures_leave_nothing_behind(start: Start, r
     await asyncio.gather(*map(one, range(200)))
     await idle(engine)
     stats = engine.stats()
-    assert (stats.waiting, stats.cells_reserved, stats.failed, cells_held(engine)) == (0, 0, 0, 0)
+    assert (stats.waiting, stats.cells_reserved, stats.failed) == (0, 0, 0)
+    assert sequences_held(engine) == stats.kept_sequences
     assert stats.finished + stats.cancelled <= 200  # some left before they entered
     assert min(stats.finished, stats.cancelled) > 20
 

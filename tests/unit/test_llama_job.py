@@ -5,7 +5,7 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.llama.job import Job, Stream, share_prefill
+from app.llama.job import Job, Request, Stream, share_prefill
 from app.llama.text import AnswerText
 from app.messages import Delta, Sampling
 
@@ -14,7 +14,7 @@ def loading(*left: int) -> list[Job]:
     """Jobs, oldest first, with so many prompt tokens still to load."""
     stream = Stream(asyncio.new_event_loop())
     stream.loop.close()
-    return [Job(np.zeros(tokens, np.int32), 1, Sampling(), AnswerText(), stream) for tokens in left]
+    return [Request(np.zeros(tokens, np.int32), 1, stream).answer(Sampling(), AnswerText()) for tokens in left]
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""How long a decode step takes by its number of rows, learnt from the steps themselves. Pure.
+
+Rows are counted in powers of two, with a moving mean of the time for each; between them the time is interpolated.
+"""
+
+import numpy as np
+
+WEIGHT = 0.2  # of the newest step in a mean: an old load is forgotten after some ten steps
+FEWEST_ROWS = 16  # a prompt gets on by this many tokens a step, however slow the machine is
+
+
+class Pace:
+    """The time of a step as a function of its rows. most: rows of the largest step."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._rows = 2.0 ** np.arange(int(most).bit_length() + 1)
+        self._seconds = np.zeros(len(self._rows))  # 0: not seen yet
+        self._known: tuple[np.ndarray, np.ndarray] | None = None
+
+    def observe(self, rows: int, seconds: float) -> None:
+        """A step of so many rows took so long."""
+        at = max(0, (rows - 1).bit_length())
+        seconds *= self._rows[at] / rows if rows > FEWEST_ROWS else 1.0
+        before = self._seconds[at]
+        self._seconds[at] = before + WEIGHT * (seconds - before) if before else seconds
+        self._known = None
+
+    def seconds(self, rows: int) -> float:
+        """Expected time; beyond what was seen, that of the largest step that was. Before the first step 0."""
+        known_rows, known_seconds = self._table()
+        return float(np.interp(rows, known_rows, known_seconds)) if len(known_rows) else 0.0
+
+    def rows_within(self, seconds: float) -> int:
+        """The largest step that ends in time. What was not seen is taken to be as slow for each row as the nearest."""
+        known_rows, known_seconds = self._table()
+        if not len(known_rows):
+            return FEWEST_ROWS
+        if seconds >= known_seconds[-1]:
+            rows = known_rows[-1] * seconds / known_seconds[-1]
+        else:
+            rows = np.interp(seconds, known_seconds, known_rows)
+        return int(min(self._most, max(FEWEST_ROWS, rows)))
+
+    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+        if self._known is None:
+            seen = self._seconds > 0
+            self._known = self._rows[seen], np.maximum.accumulate(self._seconds[seen])
+        return self._known

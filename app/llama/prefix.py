@@ -1,0 +1,148 @@
+"""The prefix cache: which sequences of the KV cache hold which tokens. Pure bookkeeping, one thread at a time.
+
+What a finished request leaves behind stays until its place is needed, the least recently used first. A new request
+shares the longest beginning that it has in common with any sequence, running or kept, of the same owner: cells depend
+on the adapter, and another tenant's must not show in counts or times.
+"""
+
+from collections.abc import Hashable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+Tokens = NDArray[np.int32]
+GLANCE = 32  # tokens: most pairs of sequences differ so early
+
+
+class Cells(Protocol):
+    """The KV cache. share: give a free sequence the first `length` tokens of another, False where it cannot."""
+
+    def share(self, source: int, target: int, length: int) -> bool: ...
+
+    def forget(self, sequence: int) -> None: ...
+
+
+class Holding(NamedTuple):
+    """A sequence and the tokens that it holds. owner: adapter and tenant."""
+
+    sequence: int
+    owner: Hashable
+    tokens: Tokens
+
+
+@dataclass(slots=True)
+class PrefixCounts:
+    """What the prefix cache holds and did."""
+
+    kept_sequences: int = 0
+    kept_tokens: int = 0  # of distinct beginnings
+    hit_tokens: int = 0  # of prompts, that needed no prefill
+    evictions: int = 0  # sequences that were dropped before their time
+
+
+def common_prefix(one: Tokens, other: Tokens) -> int:
+    """Length of the longest common beginning."""
+    size = min(len(one), len(other))
+    for end in (min(size, GLANCE), size):
+        differs = one[:end] != other[:end]
+        if differs.any():
+            return int(differs.argmax())
+    return size
+
+
+class PrefixCache:
+    """Hands out the sequences of `cells`. limit: tokens that finished requests may leave behind, 0 keeps nothing.
+
+    There are always more sequences than requests that run, where anything is kept.
+    """
+
+    def __init__(self, cells: Cells, *, sequences: int, limit: int) -> None:
+        self._cells, self._limit = cells, limit
+        self._free = list(range(sequences))
+        self._kept: dict[int, Holding] = {}  # by sequence, the least recently used first
+        self.counts = PrefixCounts()
+
+    def begin(self, owner: Hashable, prompt: Tokens, running: Iterable[Holding] = ()) -> tuple[int, int]:
+        """A sequence for a prompt, and how many of its tokens that holds already: never the last one.
+
+        The last is decoded again in any case, because its logits begin the answer.
+        """
+        donor, length = self._donor(owner, prompt[:-1], running)
+        if donor in self._kept:
+            self._touch(donor)
+        sequence = self.take()
+        if not length or not self._cells.share(donor, sequence, length):
+            return sequence, 0
+        self.counts.hit_tokens += length
+        return sequence, length
+
+    def take(self) -> int:
+        """An empty sequence."""
+        if not self._free:
+            self.evict()
+        return self._free.pop()
+
+    def keep(self, holding: Holding) -> None:
+        """A request is over: keep what its sequence holds, instead of all that is a beginning of it."""
+        for other in self._akin(holding):
+            common = common_prefix(holding.tokens, other.tokens)
+            if common == len(holding.tokens):
+                self._touch(other.sequence)
+                self.drop(holding.sequence)
+                return
+            if common == len(other.tokens):
+                self._remove(other)
+        if not 0 < len(holding.tokens) <= self._limit:
+            self.drop(holding.sequence)
+            return
+        self.counts.kept_tokens += self._own(holding)
+        self._kept[holding.sequence] = holding
+        self.counts.kept_sequences = len(self._kept)
+        while self.counts.kept_tokens > self._limit:
+            self.evict()
+
+    def drop(self, sequence: int) -> None:
+        """A request is over, and nothing of it is worth keeping."""
+        self._cells.forget(sequence)
+        self._free.append(sequence)
+
+    def evict(self) -> bool:
+        """Give up the least recently used sequence; False where none is kept."""
+        if not self._kept:
+            return False
+        self._remove(next(iter(self._kept.values())))
+        self.counts.evictions += 1
+        return True
+
+    def disown(self, owns: Hashable) -> None:
+        """Give up what an adapter's owners left behind. owns: the first part of the owners."""
+        for holding in [
+            held for held in self._kept.values() if isinstance(held.owner, tuple) and held.owner[0] == owns
+        ]:
+            self._remove(holding)
+
+    def _donor(self, owner: Hashable, wanted: Tokens, running: Iterable[Holding]) -> tuple[int, int]:
+        best, length = -1, 0
+        for holding in (*running, *self._kept.values()):
+            if holding.owner == owner and (common := common_prefix(wanted, holding.tokens)) > length:
+                best, length = holding.sequence, common
+        return best, length
+
+    def _touch(self, sequence: int) -> None:
+        self._kept[sequence] = self._kept.pop(sequence)
+
+    def _remove(self, holding: Holding) -> None:
+        del self._kept[holding.sequence]
+        self.counts.kept_tokens -= self._own(holding)
+        self.counts.kept_sequences = len(self._kept)
+        self.drop(holding.sequence)
+
+    def _own(self, holding: Holding) -> int:
+        """Tokens that it holds and no other kept sequence does."""
+        shared = max((common_prefix(holding.tokens, other.tokens) for other in self._akin(holding)), default=0)
+        return len(holding.tokens) - shared
+
+    def _akin(self, holding: Holding) -> list[Holding]:
+        return [other for other in self._kept.values() if other.owner == holding.owner]

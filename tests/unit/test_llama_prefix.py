@@ -1,0 +1,168 @@
+"""Which sequences hold which tokens, over a cache that is a dictionary."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from app.llama.prefix import Holding, PrefixCache, common_prefix
+
+OWNER = (None, "default")
+
+
+class Table:
+    """The KV cache as the prefix cache may use it: the tokens of each sequence. window: a cache that lost the rest."""
+
+    def __init__(self, window: int = 10**6) -> None:
+        self.tokens: dict[int, list[int]] = {}
+        self._window = window
+
+    def share(self, source: int, target: int, length: int) -> bool:
+        assert target not in self.tokens, "a sequence in use was handed out"
+        if length > self._window:
+            return False
+        self.tokens[target] = self.tokens[source][:length]
+        return True
+
+    def forget(self, sequence: int) -> None:
+        self.tokens.pop(sequence, None)
+
+    def feed(self, sequence: int, tokens: list[int]) -> None:
+        self.tokens[sequence] = list(tokens)
+
+
+def cache(table: Table, *, sequences: int = 4, limit: int = 1000) -> PrefixCache:
+    return PrefixCache(table, sequences=sequences, limit=limit)
+
+
+def served(prefixes: PrefixCache, table: Table, text: str, owner: object = OWNER) -> int:
+    """Serve a prompt, whose answer is empty; how many of its tokens were there already."""
+    tokens = list(text.encode())
+    sequence, cached = prefixes.begin(owner, np.array(tokens, np.int32))
+    assert table.tokens.get(sequence, []) == tokens[:cached]
+    table.feed(sequence, tokens)
+    prefixes.keep(Holding(sequence, owner, np.array(tokens, np.int32)))
+    return cached
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "length"),
+    [("", "abc", 0), ("abc", "abd", 2), ("abc", "abcde", 3), ("a" * 100 + "b", "a" * 100 + "c", 100)],
+)
+def test_a_common_beginning_is_measured_to_the_token(one: str, other: str, length: int):
+    """Whichever of the two is longer."""
+    arrays = [np.frombuffer(text.encode(), np.uint8).astype(np.int32) for text in (one, other)]
+    assert common_prefix(*arrays) == common_prefix(*reversed(arrays)) == length
+
+
+def test_a_request_takes_over_the_longest_beginning():
+    """Of two conversations that begin alike, the one that goes on with it."""
+    table = Table()
+    prefixes = cache(table)
+    assert served(prefixes, table, "system: be kind. user: a") == 0
+    assert served(prefixes, table, "system: be kind. user: b") == len("system: be kind. user: ")
+    assert served(prefixes, table, "system: be kind. user: b and more") == len("system: be kind. user: b")
+    assert prefixes.counts.hit_tokens == 2 * len("system: be kind. user: ") + 1
+
+
+def test_the_last_token_of_a_prompt_is_decoded_again():
+    """Its logits begin the answer: also of a prompt that the cache holds whole."""
+    table = Table()
+    prefixes = cache(table)
+    served(prefixes, table, "again")
+    assert served(prefixes, table, "again") == 4
+
+
+def test_a_running_sequence_gives_its_beginning_too():
+    """Requests that come at the same time need not wait for each other's end."""
+    table = Table()
+    prefixes = cache(table)
+    sequence, _ = prefixes.begin(OWNER, np.arange(10, dtype=np.int32))
+    table.feed(sequence, [*range(10)])
+    running = [Holding(sequence, OWNER, np.arange(6, dtype=np.int32))]  # so far
+    assert prefixes.begin(OWNER, np.arange(9, dtype=np.int32), running)[1] == 6
+
+
+@pytest.mark.parametrize("stranger", [(None, "other tenant"), ("adapter", "default")])
+def test_nothing_is_shared_between_owners(stranger: tuple[object, str]):
+    """Neither between tenants nor between adapters, not even the whole prompt."""
+    table = Table()
+    prefixes = cache(table)
+    served(prefixes, table, "a secret")
+    assert served(prefixes, table, "a secret", stranger) == 0
+
+
+def test_the_least_recently_used_goes_first():
+    """When sequences run out: one that was taken over lately stays."""
+    table = Table()
+    prefixes = cache(table, sequences=3)
+    for text in ("aa", "bb", "cc"):
+        served(prefixes, table, text)
+    served(prefixes, table, "aaa")  # "aa" was touched, so "bb" goes; then "aaa" replaces "aa"
+    assert sorted(map(tuple, table.tokens.values())) == sorted([tuple(b"aaa"), tuple(b"cc")])
+    assert prefixes.counts.evictions == 1
+
+
+def test_what_is_kept_stays_within_its_limit():
+    """Counted in tokens, a common beginning once: "abcd" and "abxy" are 6 tokens."""
+    table = Table()
+    prefixes = cache(table, limit=6)
+    served(prefixes, table, "abcd")
+    served(prefixes, table, "abxy")
+    assert (prefixes.counts.kept_tokens, prefixes.counts.kept_sequences, prefixes.counts.evictions) == (6, 2, 0)
+    served(prefixes, table, "z")
+    assert (prefixes.counts.kept_tokens, prefixes.counts.kept_sequences) == (5, 2)
+
+
+def test_a_beginning_of_what_is_kept_takes_no_sequence_of_its_own():
+    """The shorter one says nothing more, whichever came first."""
+    table = Table()
+    prefixes = cache(table)
+    for text in ("ab", "abcd", "abc"):
+        served(prefixes, table, text)
+    assert list(table.tokens.values()) == [list(b"abcd")]
+    assert prefixes.counts.kept_tokens == 4
+
+
+def test_a_limit_of_nothing_keeps_nothing():
+    """The prefix cache is off."""
+    table = Table()
+    prefixes = cache(table, limit=0)
+    served(prefixes, table, "again")
+    assert served(prefixes, table, "again") == 0
+    assert table.tokens == {}
+
+
+def test_a_cache_that_refuses_to_share_prefills():
+    """A sliding window may have lost the beginning."""
+    table = Table(window=3)
+    prefixes = cache(table)
+    served(prefixes, table, "abcdef")
+    assert served(prefixes, table, "abcdef") == 0
+    assert prefixes.counts.hit_tokens == 0
+
+
+def test_what_an_unloaded_adapter_left_is_given_up():
+    """Its cells mean nothing to the next one."""
+    table = Table()
+    prefixes = cache(table)
+    served(prefixes, table, "one", ("adapter", "default"))
+    served(prefixes, table, "two")
+    prefixes.disown("adapter")
+    assert list(table.tokens.values()) == [list(b"two")]
+    assert (prefixes.counts.kept_tokens, prefixes.counts.kept_sequences) == (3, 1)
+
+
+@given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=8), st.sampled_from("xy")), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_counts_are_those_of_the_cache_whatever_comes(requests: list[tuple[str, str]]):
+    """kept_tokens is the number of different beginnings, by owner, and no sequence is lost."""
+    table = Table()
+    prefixes = cache(table, sequences=3, limit=12)
+    for text, tenant in requests:
+        served(prefixes, table, text, (None, tenant))
+        kept = prefixes._kept.values()
+        beginnings = {(held.owner, tuple(held.tokens[: end + 1])) for held in kept for end in range(len(held.tokens))}
+        assert prefixes.counts.kept_tokens == len(beginnings) <= 12
+        assert len(prefixes._free) + len(kept) == 3
+        assert {held.sequence: held.tokens.tolist() for held in kept} == table.tokens
