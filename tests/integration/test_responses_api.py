@@ -71,7 +71,11 @@ class Server:
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         self.http = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
         self.client = openai.AsyncOpenAI(
-            base_url="http://localhost/v1", api_key="none", max_retries=0, http_client=self.http
+            base_url="http://localhost/v1",
+            api_key="none",
+            max_retries=0,
+            http_client=self.http,
+            _strict_response_validation=True,
         )
 
     def says(self, *items: str | Delta | Done | Exception, reason: FinishReason = "stop") -> None:
