@@ -24,12 +24,12 @@ from deployments.answering import Answering
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import refusals, responses
+from tests.captures import Capture, captures
 from tests.fakes import Handle, Streamed
 from tests.openai_schema import validate, validate_event
 
 pytestmark = pytest.mark.integration
 
-CAPTURES = Path(__file__).parents[3] / "shared" / "captures"
 WEATHER = {
     "type": "function",
     "name": "weather",
@@ -463,30 +463,18 @@ async def test_a_response_that_waits_to_be_recorded_is_not_denied(server: Server
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
-@pytest.mark.parametrize(
-    "client", ["codex-cli", "mistral-vibe-responses", "openai-python", "openai-and-anthropic-node"]
-)
-async def test_what_real_clients_send_is_answered(server: Server, client: str) -> None:
+@pytest.mark.parametrize("capture", captures("/v1/responses"), ids=str)
+async def test_what_real_clients_send_is_answered(server: Server, capture: Capture) -> None:
     """Every captured request has a 2xx, and the events without which these clients show nothing."""
-    if not CAPTURES.is_dir():
-        pytest.skip(f"the captured requests are not at {CAPTURES}")
-    paths = sorted((CAPTURES / client).glob("*_responses.json"))
-    assert paths
-    for path in paths:
-        captured = json.loads(path.read_text("utf-8"))
-        server.says("I look.", Delta("", 1, tool_calls=(ToolCallDelta(0, "{}", id="call_9", name="f"),)))
-        answer = await server.http.post(
-            "/v1/responses",
-            json=captured["body"] | {"model": "m"},
-            headers={"user-agent": captured["headers"].get("user-agent", "")},
-        )
-        assert answer.status_code == 200, answer.text
-        if not captured["body"].get("stream"):
-            validate("Response", answer.json())
-            continue
-        frames = [json.loads(frame.split("\ndata: ")[1]) for frame in answer.text.strip().split("\n\n")]
-        for frame in frames:
-            validate_event(frame)
-        done = [frame["item"]["type"] for frame in frames if frame["type"] == "response.output_item.done"]
-        assert done == ["message", "function_call"]
-        assert frames[-1]["type"] == "response.completed"
+    server.says("I look.", Delta("", 1, tool_calls=(ToolCallDelta(0, "{}", id="call_9", name="f"),)))
+    answer = await server.http.post("/v1/responses", json=capture.body | {"model": "m"}, headers=capture.headers)
+    assert answer.status_code == 200, answer.text
+    if not capture.body.get("stream"):
+        validate("Response", answer.json())
+        return
+    frames = [json.loads(frame.split("\ndata: ")[1]) for frame in answer.text.strip().split("\n\n")]
+    for frame in frames:
+        validate_event(frame)
+    done = [frame["item"]["type"] for frame in frames if frame["type"] == "response.output_item.done"]
+    assert done == ["message", "function_call"]
+    assert frames[-1]["type"] == "response.completed"
