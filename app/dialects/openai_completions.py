@@ -9,23 +9,24 @@ from app.dialects.openai import error, usage
 from app.dialects.openai_chat import LEAST_LOGPROB, Stream
 from app.dialects.openai_requests import CompletionRequest
 from app.errors import MindFuError
-from app.messages import Delta, Done, Generate, TokenLogprob
+from app.messages import Delta, Done, End, Generate, TokenLogprob
 
 
 class CompletionRenderer:
-    """One answer. `echo` puts the prompt before each text; `best_of` keeps the likeliest texts."""
+    """The answers to some prompts, in their order. `echo` puts each before its texts; `best_of` keeps the best."""
 
-    def __init__(self, request: CompletionRequest, generate: Generate, *, fingerprint: str) -> None:
-        self.echoed = (generate.prompt or "") if request.echo else ""
-        self.wanted, self.logprobs = request.wanted, request.logprobs is not None
-        self.stream = Stream("text_completion", "cmpl", request, generate, fingerprint)
-        self.offsets = [len(self.echoed)] * generate.n  # where the next token of each text begins
+    def __init__(self, request: CompletionRequest, prompts: Sequence[Generate], *, fingerprint: str) -> None:
+        self.made, self.wanted, self.logprobs = prompts[0].n, request.wanted, request.logprobs is not None
+        self.echoed = [(prompt.prompt or "") if request.echo else "" for prompt in prompts]
+        self.stream = Stream("text_completion", "cmpl", request, prompts[0], fingerprint)
+        self.offsets = [len(echoed) for echoed in self.echoed for _ in range(self.made)]  # of each text's next token
 
     def opening(self) -> Iterable[Event]:
-        """The prompt, where it is to be echoed."""
-        if self.echoed:
-            for index in range(self.wanted):
-                yield self.stream.chunk(_choice(index, self.echoed))
+        """The prompts, where they are to be echoed."""
+        echoed = [text for text in self.echoed for _ in range(self.made)]
+        for index, text in enumerate(echoed):
+            if text:
+                yield self.stream.chunk(_choice(index, text))
 
     def piece(self, delta: Delta) -> Iterable[Event]:
         """Its text."""
@@ -46,19 +47,18 @@ class CompletionRenderer:
 
     def whole(self, choices: Sequence[Choice], done: Done) -> Json:
         """The answer of a request that did not stream."""
-        answers = list(zip(choices, done.ends, strict=True))
-        if len(answers) > self.wanted:
-            answers = sorted(answers, key=lambda answer: _likelihood(answer[0]), reverse=True)[: self.wanted]
-        told = [
-            _choice(
-                index,
-                self.echoed + choice.text,
-                logprobs(choice.logprobs, len(self.echoed)) if self.logprobs else None,
-                end.finish_reason,
-            )
-            for index, (choice, end) in enumerate(answers)
-        ]
+        told: list[Json] = []
+        for number, echoed in enumerate(self.echoed):
+            mine = slice(number * self.made, (number + 1) * self.made)
+            for choice, end in self._best(list(zip(choices[mine], done.ends[mine], strict=True))):
+                likely = logprobs(choice.logprobs, len(echoed)) if self.logprobs else None
+                told.append(_choice(len(told), echoed + choice.text, likely, end.finish_reason))
         return self.stream.head | {"choices": told, "usage": usage(done.usage)}
+
+    def _best(self, answers: list[tuple[Choice, End]]) -> list[tuple[Choice, End]]:
+        if len(answers) == self.wanted:
+            return answers
+        return sorted(answers, key=lambda answer: _likelihood(answer[0]), reverse=True)[: self.wanted]
 
 
 def logprobs(tokens: Sequence[TokenLogprob], start: int) -> Json:

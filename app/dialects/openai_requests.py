@@ -36,6 +36,7 @@ NEUTRAL: dict[str, tuple[object, ...]] = {
 """Options of OpenAI's that are not supported, with the values that ask for nothing. null always does."""
 
 MOST_TOKENS = 2**31 - 1
+MOST_ANSWERS = 128  # of one request with several prompts
 
 
 def _at_most(most: int) -> BeforeValidator:
@@ -217,49 +218,55 @@ class ChatRequest(GenerationRequest):
 
 
 class CompletionRequest(GenerationRequest):
-    """POST /v1/completions: one text to continue."""
+    """POST /v1/completions: texts to continue, each for itself."""
 
-    prompt: str | Annotated[list[str] | list[int] | list[list[int]], Field(max_length=2048)]
+    prompt: str | Annotated[list[str] | list[int] | list[list[int]], Field(min_length=1, max_length=2048)]
     logprobs: int | None = Field(None, ge=0, le=20)
     echo: bool | None = None
     best_of: int | None = Field(None, ge=1, le=16)
 
-    def generate(self, request_id: str, tenant: str, model: str) -> Generate:
-        """For the engine. OpenAI's default of 16 tokens is kept. Raises InvalidRequest for what cannot be honoured.
+    def generates(self, request_id: str, tenant: str, model: str) -> list[Generate]:
+        """For the engine, one for each prompt. OpenAI's default of 16 tokens is kept.
 
-        `best_of` answers are asked for with their log-probabilities, for the renderer to pick the likeliest.
+        `best_of` answers are asked for with their log-probabilities, for the renderer to pick the likeliest. Raises
+        InvalidRequest for what cannot be honoured.
         """
         self.only_known()
-        best_of = self._best_of()
-        return Generate(
+        prompts, best_of = self._prompts(), self._best_of()
+        if len(prompts) * best_of > MOST_ANSWERS:
+            message = f"{len(prompts)} prompts with {best_of} answers each: at most {MOST_ANSWERS} answers a request."
+            raise InvalidRequest(message, "prompt")
+        first = Generate(
             request_id=request_id,
             tenant=tenant,
             model=model,
-            prompt=self._prompt(),
+            prompt=prompts[0],
             n=best_of,
             logprobs=0 if self.logprobs is None and best_of > self.wanted else self.logprobs,
             sampling=self.sampling(),
             stop=self.stops(),
             max_tokens=self.max_tokens or 16,
         )
+        others = enumerate(prompts[1:], start=1)
+        return [first] + [
+            first.model_copy(update={"prompt": prompt, "request_id": f"{request_id}-{number}"})
+            for number, prompt in others
+        ]
 
     @property
     def wanted(self) -> int:
-        """How many answers are told."""
+        """How many answers to each prompt are told."""
         return self.n or 1
 
-    def _prompt(self) -> str:
-        prompt = self.prompt
-        if isinstance(prompt, list) and len(prompt) == 1 and isinstance(prompt[0], str):
-            prompt = prompt[0]
-        if isinstance(prompt, str):
-            if self.echo and self.logprobs is not None:
-                message = "'echo' with 'logprobs' would need the log-probabilities of the prompt, which are not told."
-                raise UnsupportedOption(message, "echo")
-            return prompt
-        if any(not isinstance(text, str) for text in prompt):
+    def _prompts(self) -> list[str]:
+        prompts = [self.prompt] if isinstance(self.prompt, str) else self.prompt
+        texts = [prompt for prompt in prompts if isinstance(prompt, str)]
+        if len(texts) < len(prompts):
             raise UnsupportedOption("Token ids belong to another model's tokenizer: send the prompt as text.", "prompt")
-        raise UnsupportedOption(f"One prompt a request, not {len(prompt)}: send the others beside it.", "prompt")
+        if self.echo and self.logprobs is not None:
+            message = "'echo' with 'logprobs' would need the log-probabilities of the prompt, which are not told."
+            raise UnsupportedOption(message, "echo")
+        return texts
 
     def _best_of(self) -> int:
         best_of = self.best_of or self.wanted

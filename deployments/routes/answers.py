@@ -7,7 +7,7 @@ What can be refused is refused before the first byte, with its own status; what 
 """
 
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +20,7 @@ from app.dialects.events import Renderer
 from app.errors import EngineFailed, MindFuError
 from app.messages import Delta, Done, Generate, RagOptions
 from deployments.answering import Ask, Opened
+from deployments.together import Answer
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -43,21 +44,27 @@ async def respond(
     gateway: "Gateway", ask: Ask, renderer: Callable[[Opened], Renderer], *, stream: bool | None
 ) -> Response:
     """Answer. renderer: makes the dialect's renderer, once nothing can be refused any more."""
-    answer = gateway.answering.answer(ask)
+    return await send(gateway.answering.answer(ask), ask.generate.n, renderer, stream=stream)
+
+
+async def send(
+    answer: Answer, choices: int, renderer: Callable[[Opened], Renderer], *, stream: bool | None
+) -> Response:
+    """Send an answer that begins only now. choices: how many it has."""
     opened = await anext(answer)  # what can be refused is refused here, with its own status
     assert isinstance(opened, Opened)
     render = renderer(opened)
     headers = {"x-conversation-id": opened.conversation_id} if opened.conversation_id else {}
     if stream:
-        return EventStream(answer, _events(answer, render, ask.generate.n), headers | STREAM_HEADERS)
-    choices, done = await _whole(answer, ask.generate.n)
-    return JSONResponse(render.whole(choices, done), headers=headers)
+        return EventStream(answer, _events(answer, render, choices), headers | STREAM_HEADERS)
+    gathered, done = await _whole(answer, choices)
+    return JSONResponse(render.whole(gathered, done), headers=headers)
 
 
 class EventStream(StreamingResponse):
     """Server-sent events of an answer, which is closed with the response: a client may leave before the first event."""
 
-    def __init__(self, answer: AsyncGenerator[Any], events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
+    def __init__(self, answer: Answer, events: AsyncIterator[bytes], headers: dict[str, str]) -> None:
         super().__init__(events, media_type="text/event-stream", headers=headers)
         self.answer = answer
 
@@ -67,16 +74,17 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _whole(answer: AsyncGenerator[Any], n: int) -> tuple[tuple[Choice, ...], Done]:
+async def _whole(answer: Answer, n: int) -> tuple[tuple[Choice, ...], Done]:
     deltas: list[Delta] = []
     async for item in answer:
         if isinstance(item, Done):
             return gather(deltas, n), item
+        assert isinstance(item, Delta)
         deltas.append(item)
     raise AssertionError  # an answer ends with Done or raises
 
 
-async def _events(answer: AsyncGenerator[Any], render: Renderer, n: int) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, render: Renderer, n: int) -> AsyncIterator[bytes]:
     """Server-sent events. A late failure is an error event, never a cut connection."""
     deltas: list[Delta] = []
     for event in render.opening():
@@ -87,6 +95,7 @@ async def _events(answer: AsyncGenerator[Any], render: Renderer, n: int) -> Asyn
                 deltas.append(item)
                 events = render.piece(item)
             else:
+                assert isinstance(item, Done)
                 events = render.closing(gather(deltas, n), item)
             for event in events:
                 yield event.framed()

@@ -8,8 +8,9 @@ from app.dialects.openai_chat import ChatRenderer
 from app.dialects.openai_completions import CompletionRenderer
 from app.dialects.openai_requests import ChatRequest, CompletionRequest
 from deployments.answering import Opened
-from deployments.routes.answers import ask_of, respond
+from deployments.routes.answers import ask_of, respond, send
 from deployments.routes.bodies import Route
+from deployments.together import together
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -36,12 +37,12 @@ def routes(gateway: "Gateway") -> APIRouter:
 
     @router.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
-        """Continue a text, without template and without retrieval."""
-        generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
-        ask = ask_of(request, generate, rag=False, extras=body.kept())
-        fingerprint = gateway.fingerprint(generate)
-        return await respond(
-            gateway, ask, lambda _: CompletionRenderer(body, generate, fingerprint=fingerprint), stream=body.stream
-        )
+        """Continue texts, without template and without retrieval."""
+        prompts = body.generates(request.state.request_id, TENANT, gateway.served(body.model))
+        asks = [ask_of(request, prompt, rag=False, extras=body.kept()) for prompt in prompts]
+        answers = [gateway.answering.answer(ask) for ask in asks]
+        answer = answers[0] if len(answers) == 1 else together(answers, prompts[0].n)
+        render = CompletionRenderer(body, prompts, fingerprint=gateway.fingerprint(prompts[0]))
+        return await send(answer, len(prompts) * prompts[0].n, lambda _: render, stream=body.stream)
 
     return router

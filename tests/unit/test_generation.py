@@ -42,6 +42,20 @@ async def test_a_completion_is_not_a_conversation():
 
 
 @pytest.mark.parametrize("stream", [True, False])
+async def test_several_prompts_are_answered_at_once_and_are_turns_of_their_own(stream: bool):
+    """What LangChain sends for a list of texts: one answer each, by index."""
+    server = Server(HEL, LO, DONE)
+    answer = await server.post("/v1/completions", model="m", prompt=["a", "b"], stream=stream)
+    chunks = events(answer)[:-1] if stream else [answer.json()]
+    texts = {0: "", 1: ""}
+    for choice in (choice for chunk in chunks for choice in chunk["choices"]):
+        texts[choice["index"]] += choice["text"]
+    assert texts == {0: "Hello", 1: "Hello"}
+    assert sorted(turn.messages[0].content for turn in server.recorder.turns) == ["a", "b"]
+    assert len({turn.request_id for turn in server.recorder.turns}) == 2
+
+
+@pytest.mark.parametrize("stream", [True, False])
 async def test_an_early_refusal_has_its_own_status(stream: bool):
     """A stream fails before its first byte where it can."""
     answer = await Server(ContextTooLong(9, 1, 5)).post(**CHAT | {"stream": stream})

@@ -26,7 +26,7 @@ def token(text: str, logprob: float, *others: str) -> TokenLogprob:
 
 def renderer(**fields: object) -> CompletionRenderer:
     request = CompletionRequest.model_validate({"model": "m", "prompt": "Say: "} | fields)
-    return CompletionRenderer(request, request.generate("r1", "t", "m"), fingerprint="fp_1")
+    return CompletionRenderer(request, request.generates("r1", "t", "m"), fingerprint="fp_1")
 
 
 def whole(render: CompletionRenderer, deltas: list[Delta], end: Done) -> dict[str, Any]:
@@ -116,3 +116,17 @@ def test_the_best_of_several_is_the_likeliest_per_token():
     told = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in body["choices"]]
     assert told == [(0, "best of all", "length"), (1, "good", "stop")]
     assert body["choices"][0]["logprobs"] is None
+
+
+def test_several_prompts_are_answered_in_their_order():
+    """Each with its own echo and its own best."""
+    asked = {"prompt": ["1: ", "2: "], "n": 1, "best_of": 2, "echo": True}
+    texts, likely = ["a", "b", "c", "d"], [-1.0, -2.0, -2.0, -1.0]
+    deltas = [Delta(text, 1, n, logprobs=(token(text, likely[n]),)) for n, text in enumerate(texts)]
+    body = whole(renderer(**asked), deltas, done("stop", "stop", "stop", "length"))
+    told = [(choice["index"], choice["text"], choice["finish_reason"]) for choice in body["choices"]]
+    assert told == [(0, "1: a", "stop"), (1, "2: d", "length")]
+    chunks = streamed(renderer(**asked | {"best_of": None, "stream": True}), [Delta("x", 1, 1)], done("stop", "stop"))
+    assert [(chunk["choices"][0]["index"], chunk["choices"][0]["text"]) for chunk in chunks] == [
+        (0, "1: "), (1, "2: "), (1, "x"), (0, ""), (1, ""),
+    ]  # fmt: skip

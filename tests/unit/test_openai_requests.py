@@ -26,7 +26,8 @@ def asked(**fields: object) -> Generate:
 
 
 def completion(**fields: object) -> Generate:
-    return CompletionRequest.model_validate({"model": "m", "prompt": "x", **fields}).generate("r", "t", "m")
+    request = CompletionRequest.model_validate({"model": "m", "prompt": "x", **fields})
+    return request.generates("r", "t", "m")[0]
 
 
 @pytest.mark.parametrize(
@@ -236,14 +237,28 @@ def test_an_option_of_completions_reaches_the_engine(fields: dict[str, Any], han
     assert completion(**fields).model_dump(include=set(handled)) == handled
 
 
+def test_every_prompt_is_a_request_of_its_own():
+    """With an id of its own, and all else alike: each is a turn."""
+    request = CompletionRequest(model="m", prompt=["a", "b"], n=2)
+    first, second = request.generates("r", "t", "m")
+    assert (first.prompt, second.prompt, first.request_id, second.request_id) == ("a", "b", "r", "r-1")
+    assert second == first.model_copy(update={"prompt": "b", "request_id": "r-1"})
+
+
+@pytest.mark.parametrize("prompt", [[], 5, ["a", 1], None, [[1.5]]])
+def test_a_prompt_is_text(prompt: object):
+    """Or a list of texts that is not empty."""
+    with pytest.raises(ValidationError):
+        completion(prompt=prompt)
+
+
 @pytest.mark.parametrize(
     ("field", "param"),
     [
         ({"suffix": "end"}, "suffix"),
         ({"prompt": [1, 2]}, "prompt"),
         ({"prompt": [[1, 2]]}, "prompt"),
-        ({"prompt": ["a", "b"]}, "prompt"),
-        ({"prompt": []}, "prompt"),
+        ({"prompt": ["a"] * 9, "n": 15}, "prompt"),
         ({"echo": True, "logprobs": 1}, "echo"),
         ({"n": 3, "best_of": 2}, "best_of"),
         ({"best_of": 2, "stream": True}, "best_of"),
@@ -340,7 +355,8 @@ def broken(draw: st.DrawFn, kind: type[ChatRequest | CompletionRequest]) -> dict
 def outcome(kind: type[ChatRequest | CompletionRequest], request: dict[str, Any]) -> Generate | MindFuError:
     """What the route makes of a request."""
     try:
-        return kind.model_validate(request).generate("r", "t", "m")
+        asked = kind.model_validate(request)
+        return asked.generate("r", "t", "m") if isinstance(asked, ChatRequest) else asked.generates("r", "t", "m")[-1]
     except ValidationError as exc:
         problem = exc.errors()[0]
         return refused(dict(problem) | {"loc": ("body", *problem["loc"])})
