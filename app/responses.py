@@ -81,6 +81,7 @@ class Responses:
             if turn is None:
                 return False
             while turn is not None:
+                await connection.execute(SQL["hold"], turn)
                 texts = [row["sha256"] for row in await connection.fetch(SQL["texts_of_turn"], turn)]
                 gone = await connection.fetchrow(SQL["remove"], turn)
                 if gone is None:

@@ -12,6 +12,9 @@ update turns set extras = extras - 'response' || '{"deleted": true}'
 where tenant = $1 and request_id = $2 and extras ? 'response'
 returning id
 
+-- hold: let nobody go on from a turn, and see who has
+select id from turns where id = $1 for update
+
 -- remove: forget a turn that was deleted and that nothing goes on from; gives its parent
 delete from turns where id = $1 and extras @> '{"deleted": true}'
   and not exists (select from turns child where child.parent_id = $1)

@@ -11,7 +11,7 @@ from app.dialects.events import Json
 from app.dialects.response_items import input_items, output_items, response_of
 from app.dialects.response_stream import Head, ResponseRenderer, request_id, response_id, retold
 from app.dialects.responses import Include, InputRequest, ResponsesRequest
-from app.errors import InvalidRequest, NotFound, Unavailable, UnknownPreviousResponse
+from app.errors import ContextTooLong, InvalidRequest, NotFound, Unavailable, UnknownPreviousResponse
 from app.messages import Generate, Measure, Message
 from app.responses import Stored
 from app.truncation import without_oldest
@@ -43,22 +43,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("")
     async def create(request: Request, body: ResponsesRequest) -> Response:
         """Answer, from the documents where they hold something."""
-        body.require_known()
-        model, before = gateway.served(body.model), await _before(gateway, body)
-        asked = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
-        generate = await _fitting(gateway, asked) if body.truncation == "auto" else asked
-        echo = body.echo(int(time.time()), dropped=len(asked.messages) - len(generate.messages))
-        ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo))
-        if before.conversation_id:
-            ask = replace(ask, conversation_id=before.conversation_id)
-
-        def renderer(opened: Opened) -> ResponseRenderer:
-            place = (opened.sources, opened.conversation_id)
-            return ResponseRenderer(
-                Head(response_id(generate.request_id), model, echo, *place, carried=body.carries_reasoning())
-            )
-
-        return await respond(gateway, ask, renderer, stream=body.stream)
+        return await _answer(gateway, request, body)
 
     @router.post("/input_tokens")
     async def count(request: Request, body: InputRequest) -> Json:
@@ -107,6 +92,29 @@ def routes(gateway: "Gateway") -> APIRouter:
         return _page(items if order == "asc" else items[::-1], limit, after)
 
     return router
+
+
+async def _answer(gateway: "Gateway", request: Request, body: ResponsesRequest) -> Response:
+    body.require_known()
+    model, before = gateway.served(body.model), await _before(gateway, body)
+    asked = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
+    generate = await _fitting(gateway, asked) if body.truncation == "auto" else asked
+    echo = body.echo(int(time.time()), dropped=len(asked.messages) - len(generate.messages))
+    ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo))
+    if before.conversation_id:
+        ask = replace(ask, conversation_id=before.conversation_id)
+
+    def renderer(opened: Opened) -> ResponseRenderer:
+        place = (opened.sources, opened.conversation_id)
+        return ResponseRenderer(
+            Head(response_id(generate.request_id), model, echo, *place, carried=body.carries_reasoning())
+        )
+
+    try:
+        return await respond(gateway, ask, renderer, stream=body.stream)
+    except ContextTooLong as exc:
+        exc.param = "input"  # what this dialect calls it
+        raise
 
 
 async def _before(gateway: "Gateway", body: InputRequest) -> Before:

@@ -1,5 +1,6 @@
 """The Responses API over a real PostgreSQL, through OpenAI's own client; only the model is a stand-in."""
 
+import asyncio
 import json
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -13,8 +14,8 @@ import pytest
 from fastapi import FastAPI
 from pydantic import BaseModel
 
-from app.conversations import Conversations, Turn
-from app.errors import ModelNotFound
+from app.conversations import Conversations, Turn, _insert
+from app.errors import ContextTooLong, ModelNotFound
 from app.messages import Delta, Done, End, FinishReason, Generate, Measure, Message, Timings, ToolCallDelta, Usage
 from app.recorder import Recorder
 from app.responses import Responses
@@ -350,6 +351,39 @@ async def test_a_deleted_response_stays_the_history_of_those_behind_it(server: S
     assert await pool.fetchval("select count(*) from turns") == 3
     await server.client.responses.delete(third.id)
     assert await pool.fetchval("select count(*) from turns") == 0
+
+
+async def test_a_response_is_not_deleted_under_a_turn_that_is_being_recorded(
+    server: Server, pool: asyncpg.Pool
+) -> None:
+    """The deletion waits, and then sees that somebody went on from it."""
+    server.says("one")
+    made = await server.client.responses.create(model="m", input="a")
+    assert made.conversation
+    (turn,) = (await server.conversations.get("default", made.conversation.id)).turns
+    given = {name: getattr(turn, name) for name in type(turn).model_fields if name not in {"id", "parent_id"}}
+    given |= {"request_id": "req_later", "messages": (*turn.messages, turn.answer, Message(role="user", content="b"))}
+    async with pool.acquire() as connection:
+        transaction = connection.transaction()
+        await transaction.start()
+        await _insert(connection, Turn(**given))
+        deletion = asyncio.create_task(server.client.responses.delete(made.id))
+        while not await pool.fetchval("select count(*) from pg_locks where not granted"):  # noqa: ASYNC110 - only PostgreSQL knows
+            await asyncio.sleep(0.01)
+        await transaction.commit()
+    await deletion
+    assert await pool.fetchval("select count(*) from turns") == 2
+    with pytest.raises(openai.NotFoundError):
+        await server.client.responses.retrieve(made.id)
+
+
+async def test_a_prompt_that_does_not_fit_names_the_input(server: Server) -> None:
+    """In this dialect there are no `messages`."""
+    server.says(ContextTooLong(3000, 100, 2048))
+    with pytest.raises(openai.BadRequestError) as refusal:
+        await server.client.responses.create(model="m", input="a", stream=True)
+    assert (refusal.value.code, refusal.value.param) == ("context_length_exceeded", "input")
+    assert "maximum context length is 2048 tokens" in refusal.value.message
 
 
 async def test_a_response_that_failed_late_is_told_as_failed(server: Server) -> None:
