@@ -1,6 +1,7 @@
 """The generating routes over a stand-in of the engine, in this process: real HTTP but for the sockets."""
 
 from collections.abc import AsyncGenerator
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
@@ -8,7 +9,7 @@ import httpx2
 import openai
 from fastapi import FastAPI
 
-from app.messages import Delta, Done, Generate
+from app.messages import Delta, Done, Generate, Passage, Search
 from app.settings import RagSettings
 from deployments.answering import Answering, Ask
 from deployments.guard import Guard
@@ -18,7 +19,7 @@ from tests.fakes import Handle, Recorder, Streamed
 
 
 class Server:
-    """Answers every request with the items. asked: what reached the engine."""
+    """Answers every request with the items, and each of several choices with the same end. asked: of the engine."""
 
     def __init__(
         self, *items: Delta | Done | Exception | None, recorder: Any = None, max_body: int = 1_000_000
@@ -27,7 +28,9 @@ class Server:
         self.engine = Streamed(())
         self.recorder, self.metrics = recorder or Recorder(), Metrics()
         llm = Handle(generate=self._generate)
-        self.answering = Answering(llm, Handle(), self.recorder, RagSettings(enabled=False), 30.0, self.metrics)
+        self.answering = Answering(
+            llm, Handle(search=self._search), self.recorder, RagSettings(enabled=False), 30.0, self.metrics
+        )
         self.answers: list[AsyncGenerator[Any]] = []  # kept, so that no garbage collector closes them
         app = FastAPI()
         app.add_middleware(Guard, api_key=None, max_body=max_body, max_upload=2000, metrics=self.metrics)
@@ -58,8 +61,13 @@ class Server:
 
     def _generate(self, request: Generate) -> Streamed:
         self.asked.append(request)
-        self.engine = Streamed(self.items)
+        self.engine = Streamed(
+            replace(item, ends=item.ends * request.n) if isinstance(item, Done) else item for item in self.items
+        )
         return self.engine
+
+    async def _search(self, _: Search) -> tuple[Passage, ...]:
+        return ()
 
     def _answer(self, ask: Ask) -> AsyncGenerator[Any]:
         self.answers.append(self.answering.answer(ask))

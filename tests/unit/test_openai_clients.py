@@ -5,14 +5,18 @@ from typing import Any
 
 import openai
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import BaseModel
 
+from app.dialects.openai_requests import ChatRequest, CompletionRequest
 from app.errors import ContextTooLong, EngineFailed, Overloaded, Unavailable
 from app.messages import Delta, Done, End, JsonFormat, NamedTool, ToolCallDelta
 from tests.captures import Capture, captures
 from tests.fakes import DONE
 from tests.openai_schema import validate
 from tests.server import Server
+from tests.unit.test_openai_requests import broken
 
 HI: Any = [{"role": "user", "content": "hi"}]
 WEATHER: Any = {
@@ -174,3 +178,21 @@ async def test_bad_input_is_a_400_that_names_the_parameter(fields: dict[str, obj
     validate("ErrorResponse", answer.json())
     assert answer.json()["error"]["param"] == param
     assert (server.asked, server.recorder.turns) == ([], [])
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.data())
+async def test_no_body_is_a_5xx(data: st.DataObject):
+    """Requests broken at any depth, and bytes that are hardly JSON: a 4xx in OpenAI's shape, or an answer."""
+    path, kind = data.draw(
+        st.sampled_from([("/v1/chat/completions", ChatRequest), ("/v1/completions", CompletionRequest)])
+    )
+    body = bytearray(json.dumps(data.draw(broken(kind))).encode())
+    for _ in range(data.draw(st.integers(0, 2))):
+        body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
+    server = Server(Delta("x", 1), DONE)
+    async with server.http() as http:
+        answer = await http.post(path, content=bytes(body), headers={"content-type": "application/json"})
+    if answer.status_code != 200:
+        assert 400 <= answer.status_code < 500, answer.text
+        validate("ErrorResponse", answer.json())
