@@ -94,22 +94,63 @@ def _randomised(writer: gguf.GGUFWriter, path: Path, shape: Shape, size: int, se
     return _written(writer, path)
 
 
-def chain_model(path: Path, said: Sequence[int], *, template: str | None = CHATML) -> Path:
+CHAIN = Shape(embedding=288, layers=1, heads=9, kv_heads=1, feed_forward=32)
+
+
+def chain_model(path: Path, said: Sequence[int], shape: Shape = CHAIN, *, template: str | None = CHATML) -> Path:
     """Says the tokens of `said`, each at most once in it, over and over. After any other token it begins anew.
 
-    The expected token has a logit of 17, every other one 0.
+    The expected token has a logit of √embedding, 17 as a rule, every other one 0.
     """
     tokens, _ = vocabulary()
     follower = [said[0]] * len(tokens)
     for token, after in zip(said, [*said[1:], said[0]], strict=True):
         follower[token] = after
-    shape = Shape(embedding=288, layers=1, heads=9, kv_heads=1, feed_forward=32)
     output = np.zeros((len(tokens), shape.embedding), np.float32)
     output[follower, np.arange(len(tokens))] = 1.0  # seen one-hot token t, the normed state is 17 at t
     writer = _writer(path, shape, template)
     _add(writer, "token_embd.weight", np.eye(len(tokens), shape.embedding, dtype=np.float32), quantized=False)
     _add(writer, "output.weight", output, quantized=False)
     _add_layers(writer, shape, lambda rows, columns: np.zeros((rows, columns), np.float32), quantized=True)
+    return _written(writer, path)
+
+
+def constant_adapter(path: Path, token: int, *, strength: float = 2.0) -> Path:
+    """A LoRA that makes a `chain_model` say one token over and over. strength: of its logit, where 1 is the model's."""
+    size = len(vocabulary()[0])
+    says = np.zeros((size, 1), np.float32)
+    says[token] = strength
+    return _adapter(path, {"output.weight": (np.ones((1, CHAIN.embedding), np.float32), says)})
+
+
+def random_adapter(
+    path: Path, shape: Shape = TINY, *, seed: int = 0, rank: int = 4, architecture: str = "llama"
+) -> Path:
+    """A LoRA of random weights on the queries and values of a `random_model`: it changes what the cache holds."""
+    rng = np.random.default_rng(seed)
+    kv = shape.embedding // shape.heads * shape.kv_heads
+    pairs = {
+        f"blk.{layer}.{name}.weight": (
+            rng.standard_normal((rank, shape.embedding), np.float32) / np.float32(np.sqrt(shape.embedding)),
+            rng.standard_normal((rows, rank), np.float32),
+        )
+        for layer in range(shape.layers)
+        for name, rows in (("attn_q", shape.embedding), ("attn_v", kv))
+    }
+    return _adapter(path, pairs, architecture)
+
+
+def _adapter(
+    path: Path, pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]], kind: str = "llama"
+) -> Path:
+    """pairs: A [rank, columns] and B [rows, rank] of each matrix, to which B·A is added."""
+    writer = gguf.GGUFWriter(path, kind)
+    writer.add_type(gguf.GGUFType.ADAPTER)
+    writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
+    writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(len(next(iter(pairs.values()))[0])))  # a scale of 1
+    for name, (down, up) in pairs.items():
+        writer.add_tensor(f"{name}.lora_a", down)
+        writer.add_tensor(f"{name}.lora_b", up)
     return _written(writer, path)
 
 

@@ -217,13 +217,13 @@ class StepLoop:
         while self._await_work():
             if not self._jobs:
                 continue
+            self._stats.steps += 1
             self._step_began = time.perf_counter()
             try:
                 self._step()
             except Exception as error:  # the loop's edge: whatever it is, it ends these requests and not the loop
                 log.exception("A step failed")
                 self._fail({job.request for job in self._jobs}, str(error))
-            self._stats.steps += 1
             self._stats.step_s += time.perf_counter() - self._step_began
             self._step_began = 0.0
         with self._change:

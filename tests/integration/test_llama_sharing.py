@@ -1,0 +1,213 @@
+"""What requests share on real llama.cpp: beginnings that the cache kept, and the prompt of several answers."""
+
+import asyncio
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import pytest
+from engines import GREEDY, alphabet_model, answer, answers, asked, idle, running, sequences_held, until
+from gguf_factory import Shape, random_model
+
+from app.errors import InvalidRequest
+from app.llama.engine import Engine
+from app.messages import Message, Sampling
+
+pytestmark = pytest.mark.integration
+
+SLOW = Shape(embedding=256, layers=4, heads=4, kv_heads=2, feed_forward=1024)  # prefill is felt
+
+
+@pytest.fixture(scope="module")
+def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("models") / "random.gguf", seed=35, quantized=False)
+
+
+@pytest.fixture
+def engine(gguf: Path) -> Iterator[Engine]:
+    with running(gguf, window=512, speculation=0) as engine:
+        yield engine
+
+
+async def test_the_next_turn_of_a_conversation_loads_only_what_is_new(engine: Engine):
+    """Its prompt begins with the whole of the last one, and with as much of the answer as its tokens come again."""
+    first = asked("a question of some length", max_tokens=20)
+    _, done = await answer(engine, first)
+    turn = (*first.messages, Message(role="assistant", content="an answer"), Message(role="user", content="and then?"))
+    text, again = await answer(engine, first.model_copy(update={"messages": turn}))
+    assert done.usage.cached_tokens == 0
+    assert again.usage.cached_tokens >= done.usage.prompt_tokens
+    with running(engine._model.path, window=512, prefix_tokens=0) as fresh:
+        assert await answer(fresh, first.model_copy(update={"messages": turn})) != (text, again)  # timings differ
+        assert (await answer(fresh, first.model_copy(update={"messages": turn})))[0] == text
+
+
+async def test_conversations_share_their_system_prompt(engine: Engine):
+    """Also while the first one is still being answered."""
+    system = Message(role="system", content="You answer in the words of the sources, and in no others. " * 3)
+    requests = [asked(max_tokens=30).model_copy(update={"messages": (system, *asked(word).messages)}) for word in "abc"]
+    first = engine.generate(requests[0])
+    await anext(first)
+    _, second = await answer(engine, requests[1])
+    await first.aclose()
+    _, third = await answer(engine, requests[2])
+    shared = (await engine.measure(requests[0], ())).prompt_tokens - 30
+    assert min(second.usage.cached_tokens, third.usage.cached_tokens) > shared
+
+
+async def test_the_same_prompt_again_decodes_one_token(engine: Engine):
+    """Which gives the logits that the answer begins with: the text is the same."""
+    request = asked("the same " * 10, max_tokens=25)
+    before, _ = await answer(engine, request)
+    steps = engine.stats().steps
+    after, done = await answer(engine, request)
+    assert (after, done.usage.cached_tokens) == (before, done.usage.prompt_tokens - 1)
+    assert engine.stats().steps - steps == 25
+
+
+async def test_what_a_departed_reader_loaded_is_not_lost(engine: Engine):
+    """A client that gives up and tries again finds its prompt in the cache."""
+    request = asked("patience " * 20, max_tokens=200)
+    items = engine.generate(request)
+    await anext(items)
+    await items.aclose()
+    await idle(engine)
+    _, done = await answer(engine, request)
+    assert done.usage.cached_tokens == done.usage.prompt_tokens - 1
+
+
+async def test_under_pressure_old_prompts_make_room(gguf: Path):
+    """A cache of two windows serves twenty prompts of half a window each, and the last ones are still there."""
+    with running(gguf, window=256, slots=2, cache_tokens=512) as engine:
+        requests = [asked(f"{number:02}" * 60, max_tokens=20) for number in range(20)]
+        for request in requests:
+            await answer(engine, request)
+        _, newest = await answer(engine, requests[-1])
+        _, oldest = await answer(engine, requests[0])
+        stats = engine.stats()
+    assert newest.usage.cached_tokens == newest.usage.prompt_tokens - 1
+    assert oldest.usage.cached_tokens < 20  # the template's own beginning
+    assert stats.evictions >= 17
+    assert stats.kept_tokens <= 512
+    assert stats.failed == 0
+
+
+async def test_full_admission_evicts_and_never_fails(gguf: Path):
+    """All slots at once with prompts and answers that fill the cache to the last cell, over a cache full of others."""
+    with running(gguf, window=256, slots=4, cache_tokens=1024) as engine:
+        for wave in range(3):
+            requests = [asked(f"{wave}{number}" * 50) for number in range(8)]  # as far as the window reaches
+            results = await asyncio.gather(*[answer(engine, request) for request in requests])
+            full = [done.usage.prompt_tokens + done.usage.completion_tokens == 256 for _, done in results]
+            assert all(filled or done.finish_reason == "stop" for filled, (_, done) in zip(full, results, strict=True))
+            assert any(full)
+        stats = engine.stats()
+        assert (stats.finished, stats.failed) == (24, 0)
+        assert sequences_held(engine) == stats.kept_sequences
+
+
+async def test_the_limit_of_what_is_kept_is_kept(gguf: Path):
+    """prefix_tokens bounds it; 0 turns the prefix cache off."""
+    for limit in (0, 100):
+        with running(gguf, prefix_tokens=limit) as engine:
+            for number in range(6):
+                await answer(engine, asked(f"{number}" * 30, max_tokens=5))
+            assert engine.stats().kept_tokens <= limit
+            assert sequences_held(engine) == engine.stats().kept_sequences == (2 if limit else 0)
+
+
+async def test_another_tenant_learns_nothing_from_counts_or_time(tmp_path: Path):
+    """A secret that one tenant asked about: the right guess looks like a wrong one, in tokens and in milliseconds.
+
+    The owner's own second request shows what there would be to see: it is several times as quick.
+    """
+    model = random_model(tmp_path / "slow.gguf", SLOW)
+
+    def request(tenant: str, secret: str) -> object:
+        return asked(f"The password is {secret}. " * 15, tenant=tenant, max_tokens=1)
+
+    with running(model, window=1024) as engine:
+
+        async def probe(tenant: str, secret: str) -> tuple[float, int]:
+            began = time.perf_counter()
+            _, done = await answer(engine, request(tenant, secret))
+            return time.perf_counter() - began, done.usage.cached_tokens
+
+        right, wrong, own = [], [], []
+        for number in range(5):
+            secret, guess = f"open{number}", f"shut{number}"
+            await probe("owner", secret)
+            own.append(await probe("owner", secret))
+            right.append(await probe(f"spy{number}", secret))
+            wrong.append(await probe(f"spy{number}b", guess))
+    assert {cached for _, cached in (*right, *wrong)} == {0}
+    assert min(cached for _, cached in own) > 250
+    right_s, wrong_s, own_s = [median(seconds for seconds, _ in probes) for probes in (right, wrong, own)]
+    assert own_s < 0.5 * right_s
+    assert 0.7 < right_s / wrong_s < 1.4
+
+
+async def test_several_answers_share_one_prefill(engine: Engine):
+    """Four answers to a long prompt: it is loaded once, counted once, and each answer has its own end."""
+    request = asked("many answers " * 15, n=4, max_tokens=12, sampling=Sampling(seed=5))
+    before = engine.stats()
+    texts, done = await answers(engine, request)
+    assert len(set(texts)) == 4
+    assert [end.finish_reason for end in done.ends] == ["length"] * 4
+    assert done.usage.prompt_tokens == (await engine.measure(request, ())).prompt_tokens
+    assert done.usage.completion_tokens == 48
+    assert engine.stats().steps - before.steps == 12  # one of them loads the prompt, all four draw from it
+    assert engine.stats().prompt_tokens - before.prompt_tokens == done.usage.prompt_tokens
+
+
+async def test_choices_are_the_same_for_the_same_seed(engine: Engine):
+    """And the first one is what a request for one answer gets; without a seed they are new draws."""
+    request = asked(n=3, max_tokens=20, sampling=Sampling(seed=11))
+    texts, _ = await answers(engine, request)
+    assert (await answers(engine, request))[0] == texts
+    assert (await answer(engine, request.model_copy(update={"n": 1})))[0] == texts[0]
+    drawn, _ = await answers(engine, asked(n=3, max_tokens=20, sampling=Sampling()))
+    assert len({*drawn, *texts}) == 6
+
+
+async def test_greedy_choices_are_all_alike(engine: Engine):
+    """There is only one likeliest text."""
+    texts, _ = await answers(engine, asked(n=3, max_tokens=20))
+    assert texts == [(await answer(engine, asked(max_tokens=20)))[0]] * 3
+
+
+async def test_each_choice_ends_by_itself(tmp_path: Path):
+    """One may stop while others go on: here all stop at the same string, and none of it shows."""
+    with running(alphabet_model(tmp_path / "alphabet.gguf")) as engine:
+        texts, done = await answers(engine, asked(n=5, stop=("hij",), sampling=GREEDY))
+        assert texts == ["abcdefg"] * 5
+        assert [end.finish_reason for end in done.ends] == ["stop"] * 5
+        assert engine.stats().slots_in_use == 0
+
+
+async def test_more_answers_than_slots_are_refused_with_both_numbers(gguf: Path):
+    """They would never be admitted."""
+    with running(gguf, slots=4) as engine:
+        with pytest.raises(InvalidRequest, match="n is 5, at most 4") as caught:
+            await answers(engine, asked(n=5))
+        assert caught.value.param == "n"
+
+
+async def test_answers_that_the_cache_cannot_hold_are_refused(gguf: Path):
+    """With the numbers, before anything waits for ever."""
+    with running(gguf, slots=4, cache_tokens=256) as engine:
+        with pytest.raises(InvalidRequest, match="which holds 256") as caught:
+            await answers(engine, asked(n=4))
+        assert caught.value.param == "n"
+        assert len((await answers(engine, asked(n=4, max_tokens=10)))[0]) == 4
+
+
+async def test_who_leaves_takes_all_choices_along(engine: Engine):
+    """No sequence stays behind."""
+    items = engine.generate(asked(n=6, max_tokens=300, sampling=Sampling(seed=1)))
+    await anext(items)
+    await items.aclose()
+    await idle(engine)
+    await until(lambda: sequences_held(engine) == engine.stats().kept_sequences)
+    assert engine.stats().cells_reserved == 0
