@@ -14,6 +14,7 @@ from pydantic_core import from_json
 
 from app.errors import InvalidRequest
 
+MOST_DEPTH = 100  # what we read we must read again from where it is kept, one or two levels deeper
 MOST_VALUES = 100_000  # an agent's request with its tools has some thousands
 
 
@@ -21,7 +22,7 @@ class Body(Request):
     """A request with our parser."""
 
     async def json(self) -> Any:
-        """The body. Raises InvalidRequest where it is no JSON, not UTF-8, nested deeper than 200, or too much of it."""
+        """The body. Raises InvalidRequest where it is no JSON, not UTF-8, nested too deep, or too much of it."""
         try:
             read = from_json(await self.body())
         except ValueError as exc:
@@ -44,18 +45,23 @@ class Route(APIRoute):
 
 
 def _check(read: Any) -> None:
-    """That there are not too many values, and no number that JSON does not have: NaN, Infinity, 1e999."""
-    seen, waiting = 0, [read]
-    while waiting:
-        value = waiting.pop()
-        seen += 1
-        if isinstance(value, float) and not isfinite(value):
+    """That it is neither too deep nor too much, and has no number that JSON does not have: NaN, Infinity, 1e999."""
+    level, depth, seen = [read], 0, 0
+    while level:
+        depth, seen = depth + 1, seen + len(level)
+        if depth > MOST_DEPTH:
+            raise InvalidRequest(f"The request body is nested deeper than {MOST_DEPTH} levels.")
+        if seen > MOST_VALUES:
+            raise InvalidRequest(f"The request body holds more than {MOST_VALUES} JSON values. Send less at a time.")
+        if any(isinstance(value, float) and not isfinite(value) for value in level):
             param = next(_not_finite(read))
             raise InvalidRequest(f"'{param}' must be a finite number.", param)
-        if isinstance(value, dict | list):
-            waiting.extend(value.values() if isinstance(value, dict) else value)
-        if seen + len(waiting) > MOST_VALUES:
-            raise InvalidRequest(f"The request body holds more than {MOST_VALUES} JSON values. Send less at a time.")
+        level = [
+            item
+            for value in level
+            if isinstance(value, dict | list)
+            for item in (value.values() if isinstance(value, dict) else value)
+        ]
 
 
 def _not_finite(value: Any, path: str = "") -> Iterator[str]:

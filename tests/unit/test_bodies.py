@@ -9,7 +9,7 @@ from fastapi import APIRouter, FastAPI
 from pydantic import BaseModel, JsonValue
 
 from deployments.routes import refusals
-from deployments.routes.bodies import MOST_VALUES, Route
+from deployments.routes.bodies import MOST_DEPTH, MOST_VALUES, Route
 
 
 class Anything(BaseModel):
@@ -30,7 +30,12 @@ async def post(body: bytes, kind: str = "application/json") -> httpx.Response:
         return await http.post("/", content=body, headers={"content-type": kind})
 
 
-@pytest.mark.parametrize("value", ["é\0", [1, -2.5, True, None], {"a": {"b": []}}, 2**70])
+NESTED: object = []
+for _ in range(MOST_DEPTH - 3):  # the object around it and the empty list inside it are levels too
+    NESTED = [NESTED]
+
+
+@pytest.mark.parametrize("value", [NESTED, "é\0", [1, -2.5, True, None], {"a": {"b": []}}, 2**70])
 async def test_json_is_read_as_it_is_written(value: object):
     """NUL, large whole numbers and all."""
     answer = await post(json.dumps({"value": value}).encode())
@@ -45,7 +50,7 @@ async def test_json_is_read_as_it_is_written(value: object):
         b'{"value": "\xff"}',
         b'{"value": "\\ud800"}',
         b'{"value": ' + b"[" * 1_000_000,
-        b'{"value": ' + b'{"a":' * 201 + b"1" + b"}" * 202,
+        b'{"value": ' + b'{"a":' * MOST_DEPTH + b"1" + b"}" * (MOST_DEPTH + 1),
         b'{"value": ' + b"9" * 10_000 + b"}",
         b"[1]",
         b'"value"',
