@@ -142,7 +142,7 @@ class Engine:
         if request.n > slots:
             message = f"n is {request.n}, at most {slots} answers are made at a time. Lower n, or raise llm.slots."
             raise InvalidRequest(message, "n")
-        prompt, window = self._tokenizer.prompt(request), self._settings.window
+        prompt, window = self._tokenizer.prompt(request).tokens, self._settings.window
         if not len(prompt):
             raise InvalidRequest("The prompt is empty.", "prompt")
         answer = max(1, window - len(prompt)) if request.max_tokens is None else request.max_tokens
@@ -161,7 +161,7 @@ class Engine:
 
     def _measure(self, request: Generate, texts: Sequence[str]) -> Measure:
         return Measure(
-            prompt_tokens=len(self._tokenizer.prompt(request)),
+            prompt_tokens=len(self._tokenizer.prompt(request).tokens),
             text_tokens=tuple(map(self._tokenizer.count, texts)),
             window=self._settings.window,
         )

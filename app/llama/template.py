@@ -7,7 +7,7 @@ the model file, never with a request.
 import json
 from collections.abc import Callable, Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import jinja2
 from jinja2.ext import Extension, loopcontrols
@@ -16,8 +16,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import InvalidRequest, Misconfigured
+from app.llama.arrange import ARRANGEMENTS, described, one_call_each, short_ids, told
+from app.llama.syntax import recognise
 from app.llama.untrusted import MARKED, Alphabet, Segment, dump_json
-from app.messages import Message, ToolCall
+from app.messages import Message, Tool, ToolCall
 
 
 class TemplateRefusedError(jinja2.TemplateError):
@@ -67,13 +69,21 @@ def tojson(
     sort_keys: bool = False,
 ) -> str:
     """The filter as transformers defines it: no HTML escapes."""
-    if sort_keys and isinstance(value, dict):
-        value = {key: value[key] for key in sorted(value)}
-    return dump_json(value, indent=indent, separators=separators)
+    return dump_json(value, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class Rendered(NamedTuple):
+    """A rendered prompt. thinking: it ends within the model's thoughts, which the template began."""
+
+    segments: list[Segment]
+    thinking: bool
 
 
 class ChatTemplate:
-    """A compiled template. bos, eos: the texts of these tokens, which templates write out themselves."""
+    """A compiled template. bos, eos: the texts of these tokens, which templates write out themselves.
+
+    syntax: how the models that it was written for make thoughts and calls.
+    """
 
     def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
         if any(character >= MARKED[1] for character in source):
@@ -84,18 +94,27 @@ class ChatTemplate:
             problem = f"its chat template is no Jinja that we understand (line {error.lineno}: {error.message})"
             raise Misconfigured("llm.model", problem, "Use a GGUF with a repaired template") from error
         self._tokens = {"bos_token": bos, "eos_token": eos}
+        self.syntax = recognise(source)
 
-    def render(self, messages: Sequence[Message]) -> list[Segment]:
-        """The prompt up to where the answer begins.
+    def render(
+        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, thinking: bool | None = None
+    ) -> Rendered:
+        """The prompt up to where the answer begins. thinking: whether the model should; None as the template has it.
 
-        A template that refuses the messages as they are is given them with neighbours of one role merged, then with
-        the system prompt put in front of the first user message as well. Raises InvalidRequest with the template's
-        own words where it refuses that too.
+        A template that refuses the messages as they are is given them rearranged. Raises InvalidRequest with the
+        template's own words where it refuses that too.
         """
+        if not self.syntax.own:
+            messages, tools = told(messages, tools), ()
+        elif self.syntax.family == "llama":
+            messages = one_call_each(messages)
+        elif self.syntax.family != "hermes":
+            messages = short_ids(messages)
+        switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
         refusal: TemplateRefusedError | None = None
-        for arrange in (tuple, merged, folded):
+        for arrange in ARRANGEMENTS:
             try:
-                return self._render(arrange(messages))
+                return self._render(arrange(messages), tools, switch)
             except TemplateRefusedError as error:
                 refusal = refusal or error
             except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
@@ -104,45 +123,26 @@ class ChatTemplate:
         message = f"The model's chat template refuses these messages: {refusal}"
         raise InvalidRequest(message, "messages") from refusal
 
-    def _render(self, messages: Sequence[Message]) -> list[Segment]:
+    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], switch: dict[str, bool]) -> Rendered:
         alphabet = Alphabet()
         rendered = self._template.render(
             messages=[_as_template_sees(message, alphabet.mark) for message in messages],
-            tools=None,
+            tools=[_marked(described(tool), alphabet.mark) for tool in tools] or None,
             documents=None,
             add_generation_prompt=True,
+            **switch,
             **self._tokens,
         )
-        return list(alphabet.segments(rendered))
-
-
-def merged(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """Neighbouring messages of one role become one, for templates that insist on turns."""
-    turns: list[Message] = []
-    for message in messages:
-        if turns and turns[-1].role == message.role and message.role != "tool":
-            turns[-1] = _joined(turns[-1], message)
-        else:
-            turns.append(message)
-    return tuple(turns)
-
-
-def folded(messages: Sequence[Message]) -> tuple[Message, ...]:
-    """As merged, and a leading system prompt goes into the user message behind it, for templates without that role."""
-    turns = merged(messages)
-    if len(turns) > 1 and turns[0].role == "system" and turns[1].role == "user":
-        return (_joined(turns[0], turns[1]).model_copy(update={"role": "user"}), *turns[2:])
-    return turns
-
-
-def _joined(first: Message, second: Message) -> Message:
-    content = "\n\n".join(filter(None, (first.content, second.content)))
-    return first.model_copy(update={"content": content, "tool_calls": first.tool_calls + second.tool_calls})
+        segments = list(alphabet.segments(rendered))
+        end = segments[-1].text.rstrip() if segments and segments[-1].trusted else ""
+        return Rendered(segments, self.syntax.thoughts is not None and end.endswith(self.syntax.thoughts[0]))
 
 
 def _as_template_sees(message: Message, mark: Callable[[str], str]) -> dict[str, Any]:
     """The form that transformers gives a message. A field without a value is absent: templates ask for its presence."""
     seen: dict[str, Any] = {"role": message.role, "content": mark(message.content)}
+    if message.reasoning:
+        seen["reasoning_content"] = mark(message.reasoning)
     if message.name is not None:
         seen["name"] = mark(message.name)
     if message.tool_call_id is not None:
@@ -162,6 +162,7 @@ def _call_as_template_sees(call: ToolCall, mark: Callable[[str], str]) -> dict[s
 
 
 def _marked(value: Any, mark: Callable[[str], str]) -> Any:
+    """A value of JSON with all of its texts marked, the names of its fields too."""
     if isinstance(value, str):
         return mark(value)
     if isinstance(value, dict):

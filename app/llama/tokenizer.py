@@ -5,14 +5,23 @@ which are markers like <tool_call>. Where the model's own template uses such a m
 """
 
 import re
+from typing import NamedTuple
 
 import numpy as np
 
 from app.errors import InvalidRequest
 from app.llama.model import Model, Tokens
+from app.llama.syntax import Syntax
 from app.llama.template import ChatTemplate
 from app.llama.untrusted import Segment
 from app.messages import Generate
+
+
+class Prompt(NamedTuple):
+    """What the model reads. thinking: it ends within the model's thoughts, which the template began."""
+
+    tokens: Tokens
+    thinking: bool
 
 
 class Tokenizer:
@@ -30,19 +39,26 @@ class Tokenizer:
         ]
         self._markers = re.compile("|".join(forged)) if forged else None
 
-    def prompt(self, request: Generate) -> Tokens:
-        """The tokens of a request's prompt, `bos` included once where the model wants it.
+    @property
+    def syntax(self) -> Syntax | None:
+        """How the model makes thoughts and calls; None where it has no chat template."""
+        return self._template.syntax if self._template else None
+
+    def prompt(self, request: Generate) -> Prompt:
+        """The tokens of a request's prompt, `bos` included once where the model wants it, tools too where they count.
 
         Raises InvalidRequest where neither a prompt nor messages are given, or the template refuses the messages.
         """
         if (request.prompt is None) == (not request.messages):
             raise InvalidRequest("Give either messages or a prompt.", "messages")
         if request.prompt is not None:
-            return self._tokens([Segment(request.prompt, trusted=False)])
+            return Prompt(self._tokens([Segment(request.prompt, trusted=False)]), thinking=False)
         if self._template is None:
             message = "This model has no chat template, so it cannot chat. Use /v1/completions."
             raise InvalidRequest(message, "messages")
-        return self._tokens(self._template.render(request.messages))
+        tools = () if request.tool_choice == "none" else request.tools  # what cannot be called is not shown
+        segments, thinking = self._template.render(request.messages, tools, thinking=request.thinking)
+        return Prompt(self._tokens(segments), thinking)
 
     def count(self, text: str) -> int:
         """Number of tokens of a text alone."""

@@ -83,6 +83,12 @@ class Untrusted(str):
     def __hash__(self) -> int:
         return hash(self.plain)
 
+    def __lt__(self, other: str) -> bool:
+        return bool(self.plain < _plain(other))  # templates sort by names
+
+    def __gt__(self, other: str) -> bool:
+        return bool(self.plain > _plain(other))
+
     def __contains__(self, part: object) -> bool:
         return _plain(part) in self.plain
 
@@ -121,17 +127,22 @@ for _name in (
     setattr(Untrusted, _name, _by_text(_name))
 
 
-def dump_json(value: Any, *, indent: int | None = None, separators: tuple[str, str] | None = None) -> str:
-    """JSON of a value that may hold untrusted strings, which come out escaped and still marked."""
-    return json.dumps(_escaped(value), ensure_ascii=False, indent=indent, separators=separators)
+def dump_json(value: Any, **form: Any) -> str:
+    """JSON of a value. Where it holds untrusted strings all of it is untrusted: no seams for the tokenizer to see.
+
+    form: as json.dumps has it, but that characters beyond ASCII stay as they are.
+    """
+    alphabets: list[Alphabet] = []
+    dumped = json.dumps(_unmarked(value, alphabets), ensure_ascii=False, **form)
+    return alphabets[0].mark(dumped) if alphabets else dumped
 
 
-def _escaped(value: Any) -> Any:
+def _unmarked(value: Any, alphabets: list[Alphabet]) -> Any:
     if isinstance(value, Untrusted):
-        # escaped first and marked then: a second escaping finds nothing left to escape
-        return str.__str__(value.alphabet.mark(json.dumps(value.plain, ensure_ascii=False)[1:-1]))
+        alphabets.append(value.alphabet)
+        return value.plain
     if isinstance(value, dict):
-        return {_escaped(key): _escaped(item) for key, item in value.items()}
+        return {_unmarked(key, alphabets): _unmarked(item, alphabets) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_escaped(item) for item in value]
+        return [_unmarked(item, alphabets) for item in value]
     return value

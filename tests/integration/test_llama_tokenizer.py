@@ -16,7 +16,7 @@ TOOLS = CHATML + "<tool_call>"
 
 
 def names(model: Model, request: Generate) -> list[str]:
-    return [model.name(int(token)) for token in Tokenizer(model).prompt(request)]
+    return [model.name(int(token)) for token in Tokenizer(model).prompt(request).tokens]
 
 
 def chat(*contents: str) -> Generate:
