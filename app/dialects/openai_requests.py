@@ -39,7 +39,7 @@ MOST_TOKENS = 2**31 - 1
 MOST_ANSWERS = 128  # of one request with several prompts
 
 
-def _at_most(most: int) -> BeforeValidator:
+def at_most(most: int) -> BeforeValidator:
     """Refuses a larger object before its values are looked at: pydantic makes an error of each of them."""
 
     def check(given: object) -> object:
@@ -68,7 +68,7 @@ class Kept(BaseModel):
     """Fields that are kept with the turn: none of them changes what a model of ours answers."""
 
     client_metadata: Json | None = None
-    metadata: Annotated[dict[Text, Text], _at_most(16)] | None = None
+    metadata: Annotated[dict[Text, Text], at_most(16)] | None = None
     prediction: Json | None = None
     prompt_cache_key: Text | None = None
     prompt_cache_options: Json | None = None
@@ -99,7 +99,7 @@ class GenerationRequest(Kept):
     frequency_penalty: Annotated[Number, Field(ge=-2.0, le=2.0)] | None = None
     presence_penalty: Annotated[Number, Field(ge=-2.0, le=2.0)] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
-    logit_bias: Annotated[dict[TokenId, Bias], _at_most(1024)] | None = None
+    logit_bias: Annotated[dict[TokenId, Bias], at_most(1024)] | None = None
     ignore_eos: bool | None = None
     stop: str | Annotated[list[str], Field(max_length=4)] | None = None
     max_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)

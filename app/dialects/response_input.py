@@ -9,7 +9,7 @@ import base64
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Literal, TypeVar
+from typing import Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 
@@ -33,7 +33,7 @@ T = TypeVar("T", bound=BaseModel)
 
 class _Message(BaseModel):
     role: Literal["user", "assistant", "system", "developer"]
-    content: str | list[Json]
+    content: str | list[Any]  # of parts, as all lists here: read one by one
 
 
 class _Call(BaseModel):
@@ -50,12 +50,12 @@ class _CustomCall(BaseModel):
 
 class _Output(BaseModel):
     call_id: str = Field(min_length=1)
-    output: str | list[Json]
+    output: str | list[Any]
 
 
 class _Reasoning(BaseModel):
-    summary: list[Json] = []
-    content: list[Json] | None = None
+    summary: list[Any] = []
+    content: list[Any] | None = None
     encrypted_content: str | None = None
 
 
@@ -118,7 +118,7 @@ def require_answered_calls(messages: Iterable[Message]) -> None:
         raise InvalidRequest(f"No tool output found for function call {next(iter(waiting))}.", "input")
 
 
-def read(model: type[T], given: Json, where: str) -> T:
+def read(model: type[T], given: Any, where: str) -> T:
     """A part of a request by its model. where: its path. Raises InvalidRequest with the path of what is wrong."""
     try:
         return model.model_validate(given)
@@ -190,13 +190,15 @@ def _uncarried(carried: str, where: str) -> str:
         raise InvalidRequest(message, where) from exc
 
 
-def _text(content: str | Sequence[Json], where: str) -> str:
+def _text(content: str | Sequence[Any], where: str) -> str:
     if isinstance(content, str):
         return content
     return "".join(_part(part, f"{where}[{index}]") for index, part in enumerate(content))
 
 
-def _part(part: Json, where: str) -> str:
+def _part(part: Any, where: str) -> str:
+    if not isinstance(part, dict):
+        raise InvalidRequest(f"Invalid '{where}': a part is an object (got {_shown(part)}).", where)
     kind = part.get("type")
     if isinstance(kind, str) and kind in TEXT_PARTS:
         return read(_Text, part, where).text

@@ -13,18 +13,11 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator, model_validator
 
 from app.dialects.events import Json
+from app.dialects.openai_requests import MOST_TOKENS, at_most
 from app.dialects.response_input import dereferenced, messages_of, references, require_answered_calls
 from app.dialects.response_tools import chosen, is_left_out, offered
 from app.errors import InvalidRequest, UnsupportedOption
-from app.messages import (
-    Generate,
-    JsonFormat,
-    JsonSchema,
-    Message,
-    RagOptions,
-    Sampling,
-    Strict,
-)
+from app.messages import Generate, JsonFormat, JsonSchema, Message, RagOptions, Sampling, Strict
 
 RECORDED = frozenset({
     "client_metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
@@ -81,10 +74,15 @@ class Text(Strict):
 class Reasoning(BaseModel):
     """effort: `none` switches reasoning off, all else on. The others are kept only: see docs/api.md."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     summary: Literal["auto", "concise", "detailed"] | None = None
+
+    @property
+    def thinking(self) -> bool | None:
+        """As the engine takes it."""
+        return None if self.effort is None else self.effort != "none"
 
 
 class StreamOptions(Strict):
@@ -98,14 +96,14 @@ class Named(BaseModel):
 class InputRequest(BaseModel):
     """What makes a prompt: the body of POST /v1/responses/input_tokens, and a part of that of POST /v1/responses."""
 
-    model_config = ConfigDict(extra="allow")
+    model_config = ConfigDict(extra="allow", strict=True)
 
     model: str | None = Field(None, min_length=1, max_length=256)
     input: str | list[Any] | None = None  # of items: see `items`
     instructions: str | None = None
     previous_response_id: str | None = None
     conversation: str | Named | None = None
-    tools: list[Json] | None = None
+    tools: list[Json] | None = Field(None, fail_fast=True)
     tool_choice: Literal["none", "auto", "required"] | Json | None = None
     parallel_tool_calls: bool | None = None
     text: Text | None = None
@@ -172,9 +170,7 @@ class InputRequest(BaseModel):
             tool_choice=choice,
             parallel_tool_calls=self.parallel_tool_calls is not False,
             response_format=_response_format(self.text.format if self.text else None),
-            thinking=None
-            if self.reasoning is None or self.reasoning.effort is None
-            else self.reasoning.effort != "none",
+            thinking=self.reasoning.thinking if self.reasoning else None,
         )
 
 
@@ -183,10 +179,10 @@ class ResponsesRequest(InputRequest):
 
     model: str = Field(min_length=1, max_length=256)
     store: bool | None = None
-    include: list[Include] | None = None
-    max_output_tokens: int | None = Field(None, ge=1)
+    include: list[Include] | None = Field(None, fail_fast=True)
+    max_output_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
     max_tool_calls: int | None = Field(None, ge=1)  # of OpenAI's own tools, of which there are none here
-    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)] | None = None
+    metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], at_most(16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
     temperature: Annotated[Number, Field(ge=0.0, le=2.0)] | None = None

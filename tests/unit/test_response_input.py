@@ -111,6 +111,8 @@ def test_reasoning_without_an_answer_is_left_out() -> None:
         ({"role": "tool", "content": "x"}, "input[0].role", "got 'tool'"),
         ({"role": "user"}, "input[0].content", "Missing required parameter: 'input[0].content'."),
         ({"role": "user", "content": 5}, "input[0].content", "got 5"),
+        ({"role": "user", "content": ["hi"]}, "input[0].content[0]", "a part is an object (got 'hi')"),
+        ({"type": "reasoning", "summary": ["hm"]}, "input[0].summary[0]", "valid dictionary"),
         ({"role": "user", "content": None}, "input[0].content", "got None"),
         ({"role": "user", "content": [{"type": "hologram"}]}, "input[0].content[0].type", "'hologram' is none of"),
         ({"role": "user", "content": [{"type": "input_text"}]}, "input[0].content[0].text", "Missing required"),

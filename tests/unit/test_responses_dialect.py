@@ -167,7 +167,8 @@ def test_what_cannot_be_asked_is_refused_with_its_parameter(fields: dict[str, An
         {"model": ""}, {"model": None}, {"input": 5}, {"instructions": ["Be brief."]},
         {"temperature": 2.1}, {"temperature": float("nan")}, {"temperature": "hot"}, {"top_p": 0}, {"top_p": 1.01},
         {"max_output_tokens": 0}, {"max_output_tokens": 1.5}, {"top_logprobs": 21}, {"max_tool_calls": 0},
-        {"store": "maybe"}, {"stream": 2}, {"stream_options": {}}, {"include": ["everything"]}, {"include": "x"},
+        {"store": "true"}, {"stream": 1}, {"temperature": "0.5"}, {"max_output_tokens": "5"},
+        {"max_output_tokens": 2**31}, {"stream_options": {}}, {"include": ["everything"]}, {"include": "x"},
         {"truncation": "middle"}, {"metadata": {"a": 1}}, {"metadata": {"a": "x" * 513}},
         {"metadata": {str(index): "" for index in range(17)}}, {"reasoning": {"effort": "extreme"}},
         {"text": {"verbosity": "silent"}}, {"text": {"format": {"type": "xml"}}}, {"text": {"form": {}}},
@@ -210,6 +211,18 @@ def test_what_changes_nothing_is_kept() -> None:
     request = parsed(**kept, instructions="Be brief.")
     request.require_known()
     assert request.kept({"tools": []}) == kept | {"instructed": True, "response": {"tools": []}}
+
+
+def test_a_request_of_a_million_wrong_values_is_refused_at_the_first() -> None:
+    """Pydantic would make an error of each."""
+    many: list[Any] = [0] * 1_000_000
+    for field in ("tools", "include"):
+        with pytest.raises(ValidationError) as refusal:
+            parsed(**{field: many})
+        assert refusal.value.error_count() == 1
+    for fields in ({"input": many}, {"input": [{"role": "user", "content": many}]}):
+        with pytest.raises(InvalidRequest):
+            generated(**fields)
 
 
 def test_what_is_not_stored_is_kept_without_what_finds_it() -> None:
