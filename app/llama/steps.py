@@ -397,7 +397,7 @@ class StepLoop:
         self._send(request, request.done())
         service_s = time.perf_counter() - request.admitted_at
         self._mean_service_s += 0.1 * (service_s - self._mean_service_s)
-        self._stats.finished += 1
+        self._stats.finished += not request.cancelled
         with self._change:
             self._end(request)
 
