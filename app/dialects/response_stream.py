@@ -90,7 +90,8 @@ def retold(head: Head, turn: RecordedTurn) -> Json:
     """The response object of a turn that was kept. Log-probabilities are not kept."""
     status = TOLD[turn.status]
     error = {"code": "server_error", "message": turn.error or ""} if status == "failed" else None
-    if not (turn.answer.content or turn.answer.reasoning or turn.answer.tool_calls) and error:
+    said = turn.answer.content or turn.answer.reasoning or turn.answer.tool_calls
+    if not said and status in {"failed", "cancelled"}:
         return response(head, status, (), usage=turn.usage, error=error)
     return answered(head, turn.answer, status, usage=turn.usage, error=error)
 

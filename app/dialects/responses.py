@@ -290,4 +290,8 @@ class ResponsesRequest(InputRequest):
 
 
 def _response_format(form: Format | None) -> JsonFormat | None:
-    return None if form is None or form.type == "text" else JsonFormat(json_schema=form.json_schema)
+    """What the answer must be; None: text. The format's description becomes the schema's, if that has none."""
+    if form is None or form.type == "text":
+        return None
+    described = {"description": form.description} if form.description else {}
+    return JsonFormat(json_schema=None if form.json_schema is None else described | form.json_schema)

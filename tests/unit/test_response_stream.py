@@ -1,13 +1,14 @@
 """An answer of the Responses API, whole and as events: all of it passes OpenAI's published schema."""
 
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from typing import Any
 
 import pytest
 
 from app.answer import gather
 from app.dialects.events import Renderer
-from app.dialects.response_stream import Head, ResponseRenderer, request_id, response_id
+from app.dialects.response_stream import Head, ResponseRenderer, request_id, response_id, retold
 from app.dialects.responses import ResponsesRequest
 from app.errors import ContextTooLong, EngineFailed, MindFuError, Overloaded
 from app.messages import (
@@ -16,12 +17,14 @@ from app.messages import (
     Done,
     End,
     FinishReason,
+    Message,
     Passage,
     Timings,
     TokenLogprob,
     ToolCallDelta,
     Usage,
 )
+from app.turns import RecordedTurn
 from tests.openai_schema import validate, validate_event
 
 SOURCE = Passage(document_id="d", collection="c", title="T", chunk=0, text="x", score=1.0, start=0, end=1)
@@ -197,6 +200,28 @@ def test_a_late_failure_is_a_failed_response_with_what_was_told(failure: MindFuE
     assert last["response"]["error"] == {"code": code, "message": str(failure)}
     assert [item["status"] for item in last["response"]["output"]] == ["completed", "incomplete"]
     assert streamed([], failure)[-1]["response"]["output"] == []
+
+
+@pytest.mark.parametrize(
+    ("kept", "told", "texts"),
+    [
+        ({"status": "complete", "usage": USAGE}, "completed", ["So."]),
+        ({"status": "truncated", "usage": USAGE}, "incomplete", ["So."]),
+        ({"status": "cancelled"}, "cancelled", ["So."]),
+        ({"status": "cancelled", "answer": Message(role="assistant")}, "cancelled", []),
+        ({"status": "failed", "error": "it broke"}, "failed", ["So."]),
+        ({"status": "failed", "error": "it broke", "answer": Message(role="assistant")}, "failed", []),
+    ],
+)
+def test_a_turn_that_was_kept_is_told_as_it_ended(kept: dict[str, Any], told: str, texts: list[str]) -> None:
+    """Tokens only where they were counted, and no item of an answer that never began."""
+    facts = {"answer": Message(role="assistant", content="So."), "parent_id": None, "messages": ()}
+    facts |= {"request_id": "req_x", "model": "m", "latency_s": 0.1, "created_at": datetime.now(UTC)}
+    body = retold(renderer().head, RecordedTurn(**(facts | kept)))
+    validate("Response", body)
+    assert (body["status"], "usage" in body) == (told, "usage" in kept)
+    assert [item["content"][0]["text"] for item in body["output"]] == texts
+    assert (body["error"] is not None) == (told == "failed")
 
 
 def test_the_id_of_a_response_tells_its_request() -> None:

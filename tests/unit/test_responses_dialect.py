@@ -69,6 +69,10 @@ def test_an_output_may_answer_a_call_of_the_response_before() -> None:
             {"text": {"format": {"type": "json_schema", "name": "n", "schema": {"type": "array"}, "strict": True}}},
             {"response_format": JsonFormat(json_schema={"type": "array"})},
         ),
+        (
+            {"text": {"format": {"type": "json_schema", "name": "n", "schema": {}, "description": "A town."}}},
+            {"response_format": JsonFormat(json_schema={"description": "A town."})},
+        ),
         ({"tools": [], "tool_choice": None}, {"tools": (), "tool_choice": "auto"}),
     ],
 )
