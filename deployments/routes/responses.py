@@ -43,13 +43,13 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("")
     async def create(request: Request, body: ResponsesRequest) -> Response:
         """Answer, from the documents where they hold something."""
-        return await _answer(gateway, request, body)
+        return await _answer(gateway, TENANT, request, body)
 
     @router.post("/input_tokens")
     async def count(request: Request, body: InputRequest) -> Json:
         """The tokens of a prompt, by the model's own tokenizer, without passages."""
         body.require_known()
-        model, before = gateway.served(body.model or gateway.settings.llm.name), await _before(gateway, body)
+        model, before = gateway.served(body.model or gateway.settings.llm.name), await _before(gateway, TENANT, body)
         prompt = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
         measure: Measure = await call("language model", gateway.llm, "measure", prompt, ())
         return {"object": "response.input_tokens", "input_tokens": measure.prompt_tokens}
@@ -61,21 +61,21 @@ def routes(gateway: "Gateway") -> APIRouter:
         """A stored response."""
         if stream:
             raise InvalidRequest("Only responses made in the background can be streamed again; leave it out.", "stream")
-        stored = await _stored(gateway, id_)
+        stored = await _stored(gateway, TENANT, id_)
         included = {*(include or ()), *(bracketed or ())}
         return retold(_head(id_, stored, carried="reasoning.encrypted_content" in included), stored.turn)
 
     @router.delete("/{id_}")
     async def delete(id_: str) -> Json:
         """Forget a response."""
-        await _stored(gateway, id_)
+        await _stored(gateway, TENANT, id_)
         await gateway.responses.delete(TENANT, request_id(id_))
         return {"id": id_, "object": "response", "deleted": True}
 
     @router.post("/{id_}/cancel")
     async def cancel(id_: str) -> Json:
         """Refused: only responses that are made in the background can be cancelled, and there are none."""
-        await _stored(gateway, id_)
+        await _stored(gateway, TENANT, id_)
         raise InvalidRequest("Cannot cancel a synchronous response.")
 
     @router.get("/{id_}/input_items")
@@ -86,7 +86,7 @@ def routes(gateway: "Gateway") -> APIRouter:
         order: Literal["asc", "desc"] = "desc",
     ) -> Json:
         """What the model was asked, the instructions excluded. The latest first, if not asked otherwise."""
-        stored = await _stored(gateway, id_)
+        stored = await _stored(gateway, TENANT, id_)
         head = _head(id_, stored)
         items = input_items(stored.spoken, head.own, head.customs)
         return _page(items if order == "asc" else items[::-1], limit, after)
@@ -94,10 +94,10 @@ def routes(gateway: "Gateway") -> APIRouter:
     return router
 
 
-async def _answer(gateway: "Gateway", request: Request, body: ResponsesRequest) -> Response:
+async def _answer(gateway: "Gateway", tenant: str, request: Request, body: ResponsesRequest) -> Response:
     body.require_known()
-    model, before = gateway.served(body.model), await _before(gateway, body)
-    asked = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
+    model, before = gateway.served(body.model), await _before(gateway, tenant, body)
+    asked = body.generate(request.state.request_id, tenant, model, before.history, before.named)
     generate = await _fitting(gateway, asked) if body.truncation == "auto" else asked
     echo = body.echo(int(time.time()), dropped=len(asked.messages) - len(generate.messages))
     ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo))
@@ -117,44 +117,44 @@ async def _answer(gateway: "Gateway", request: Request, body: ResponsesRequest) 
         raise
 
 
-async def _before(gateway: "Gateway", body: InputRequest) -> Before:
+async def _before(gateway: "Gateway", tenant: str, body: InputRequest) -> Before:
     """What a request goes on from, and what it names."""
     if body.previous_response_id is not None and body.conversation_id is not None:
         message = "'previous_response_id' and 'conversation' both say what to go on from; send one of them."
         raise InvalidRequest(message, "conversation")
-    named = await _named(gateway, body.references())
+    named = await _named(gateway, tenant, body.references())
     if body.previous_response_id is not None:
-        previous = await _find(gateway, body.previous_response_id)
+        previous = await _find(gateway, tenant, body.previous_response_id)
         if previous is None:
             raise UnknownPreviousResponse(body.previous_response_id)
         return Before(previous.history, previous.conversation_id, named)
     if body.conversation_id is not None:
-        latest = await gateway.responses.latest(TENANT, body.conversation_id)
+        latest = await gateway.responses.latest(tenant, body.conversation_id)
         return Before(latest.history, latest.conversation_id, named)
     return Before(named=named)
 
 
-async def _named(gateway: "Gateway", ids: frozenset[str]) -> Mapping[str, Json]:
+async def _named(gateway: "Gateway", tenant: str, ids: frozenset[str]) -> Mapping[str, Json]:
     """The items of ours with these ids, those that there are."""
     found: dict[str, Json] = {}
     for id_ in {response for item in ids if (response := response_of(item))}:
-        if stored := await _find(gateway, id_):
+        if stored := await _find(gateway, tenant, id_):
             head = _head(id_, stored)
             output = output_items(stored.turn.answer, head.own, status="completed", customs=head.customs)
             found |= {item["id"]: item for item in (*input_items(stored.spoken, head.own, head.customs), *output)}
     return found
 
 
-async def _find(gateway: "Gateway", id_: str) -> Stored | None:
+async def _find(gateway: "Gateway", tenant: str, id_: str) -> Stored | None:
     """A stored response. Raises Unavailable where it may be among the turns that wait to be recorded."""
-    stored = await gateway.responses.find(TENANT, request_id(id_)) if id_.startswith("resp_") else None
+    stored = await gateway.responses.find(tenant, request_id(id_)) if id_.startswith("resp_") else None
     if stored is None and (waiting := gateway.recorder.pending()):
         raise Unavailable("conversation store", f"{waiting} turns wait to be recorded, this one may be among them")
     return stored
 
 
-async def _stored(gateway: "Gateway", id_: str) -> Stored:
-    stored = await _find(gateway, id_)
+async def _stored(gateway: "Gateway", tenant: str, id_: str) -> Stored:
+    stored = await _find(gateway, tenant, id_)
     if stored is None:
         raise NotFound("response", id_)
     return stored
