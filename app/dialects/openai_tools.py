@@ -6,6 +6,7 @@ from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
 
+from app.dialects.events import Json
 from app.dialects.openai_messages import Exact, by_type
 from app.errors import InvalidRequest
 from app.messages import JsonFormat, JsonSchema, NamedTool, Tool, ToolChoice
@@ -135,6 +136,12 @@ def answer_format(wanted: ResponseFormat | None) -> JsonFormat | None:
         return JsonFormat()
     described = {"description": wanted.json_schema.description} if wanted.json_schema.description else {}
     return JsonFormat(json_schema=described | wanted.json_schema.json_schema)
+
+
+def external(tool: Tool) -> Json:
+    """A tool of ours as chat completions have it. `offered` makes the same of it again."""
+    function = tool.model_dump(mode="json", exclude_defaults=True)
+    return {"type": "function", "function": function}
 
 
 def _tool(definition: FunctionDefinition) -> Tool:

@@ -1,6 +1,6 @@
 """One answer as an HTTP response, streamed or whole, in any dialect.
 
-    ask = ask_of(request, generate, rag=body.rag, extras=body.recorded())
+    ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
     return await respond(gateway, ask, lambda opened: SomeRenderer(generate, opened), stream=body.stream)
 
 What can be refused is refused before the first byte, with its own status; what fails later is an event of the stream.

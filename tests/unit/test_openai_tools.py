@@ -3,9 +3,20 @@
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from pydantic import TypeAdapter, ValidationError
 
-from app.dialects.openai_tools import Choice, FunctionDefinition, Offer, ResponseFormat, answer_format, offered
+from app.dialects.openai_tools import (
+    Choice,
+    FunctionDefinition,
+    FunctionTool,
+    Offer,
+    ResponseFormat,
+    answer_format,
+    external,
+    offered,
+)
 from app.errors import InvalidRequest
 from app.messages import JsonFormat, NamedTool, Tool
 
@@ -99,3 +110,26 @@ def test_two_tools_of_one_name_and_parameters_of_no_object_are_refused():
 def test_an_answer_may_have_to_be_json(wanted: object, made: JsonFormat | None):
     """Any object, or what a schema says; a description is for the model, so it goes along."""
     assert answer_format(TypeAdapter(ResponseFormat | None).validate_python(wanted)) == made
+
+
+tools = st.lists(
+    st.builds(
+        Tool,
+        name=st.from_regex(r"[A-Za-z0-9_.:/-]{1,20}", fullmatch=True),
+        description=st.text(max_size=9),
+        parameters=st.dictionaries(
+            st.text(max_size=5).filter(lambda key: key != "type"), st.text(max_size=5), max_size=3
+        ),
+        strict=st.booleans(),
+    ),
+    max_size=4,
+    unique_by=lambda tool: tool.name,
+)
+
+
+@settings(max_examples=100, deadline=None)
+@given(tools)
+def test_there_and_back_loses_nothing(offered_before: list[Tool]):
+    """What a turn keeps of its tools can be offered again."""
+    told = [FunctionTool.model_validate(external(tool)).function for tool in offered_before]
+    assert offered(told, None, param="tool_choice").tools == tuple(offered_before)
