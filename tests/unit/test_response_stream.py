@@ -5,6 +5,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from app.answer import gather
 from app.dialects.events import Renderer
@@ -222,6 +224,46 @@ def test_a_turn_that_was_kept_is_told_as_it_ended(kept: dict[str, Any], told: st
     assert (body["status"], "usage" in body) == (told, "usage" in kept)
     assert [item["content"][0]["text"] for item in body["output"]] == texts
     assert (body["error"] is not None) == (told == "failed")
+
+
+words = st.text("ab 1[]", max_size=4)
+said = st.builds(Delta, text=words, tokens=st.just(1), reasoning=words)
+called = st.builds(
+    lambda index, name, arguments: Delta("", 1, tool_calls=(ToolCallDelta(index, arguments, f"call_{index}", name),)),
+    st.integers(0, 2),
+    st.sampled_from(["read", "patch"]),
+    words,
+)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(said | called, max_size=8), st.sampled_from(["stop", "length", "tool_calls"]))
+def test_whatever_the_order_of_the_pieces_the_events_fit_together(deltas: list[Delta], reason: FinishReason) -> None:
+    """Every item is added, told and done before the next, in its place; the pieces of it make up what it is."""
+    events = streamed(deltas, done(reason))
+    open_: dict[str, Any] | None = None
+    pieces, items = "", list[dict[str, Any]]()
+    for event in events[2:-1]:
+        if event["type"] == "response.output_item.added":
+            assert open_ is None
+            assert event["output_index"] == len(items)
+            open_, pieces = event["item"], ""
+        elif event["type"] == "response.output_item.done":
+            assert open_
+            assert event["item"]["id"] == open_["id"]
+            item = event["item"]
+            assert pieces == (
+                item["content"][0]["text"] if "content" in item else item.get("arguments", item.get("input"))
+            )
+            items.append(item)
+            open_ = None
+        else:
+            assert open_
+            assert (event["item_id"], event["output_index"]) == (open_["id"], len(items))
+            pieces += event.get("delta", "")
+    assert open_ is None
+    assert events[-1]["response"]["output"] == items
+    assert len({item["id"] for item in items}) == len(items)
 
 
 def test_the_id_of_a_response_tells_its_request() -> None:
