@@ -5,7 +5,7 @@ the model file, never with a request.
 """
 
 import json
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, NoReturn
 
@@ -101,29 +101,53 @@ class ChatTemplate:
     ) -> Rendered:
         """The prompt up to where the answer begins. thinking: whether the model should; None as the template has it.
 
-        A template that refuses the messages as they are is given them rearranged. Raises InvalidRequest with the
-        template's own words where it refuses that too.
+        A template that refuses the messages as they are, or leaves out some, is given them rearranged. Raises
+        InvalidRequest with the template's own words where it refuses that too.
         """
-        if not self.syntax.own:
-            messages, tools = told(messages, tools), ()
-        elif self.syntax.family == "llama":
-            messages = one_call_each(messages)
-        elif self.syntax.family != "hermes":
-            messages = short_ids(messages)
         switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
-        refusal: TemplateRefusedError | None = None
-        for arrange in ARRANGEMENTS:
-            try:
-                return self._render(arrange(messages), tools, switch)
-            except TemplateRefusedError as error:
-                refusal = refusal or error
-            except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
-                message = f"The model's chat template cannot render these messages: {error}"
-                raise InvalidRequest(message, "messages") from error
-        message = f"The model's chat template refuses these messages: {refusal}"
-        raise InvalidRequest(message, "messages") from refusal
+        try:
+            return self._first_that_works(messages, tools, switch)
+        except RecursionError as error:
+            raise InvalidRequest("The model's chat template cannot render tools nested so deeply.", "tools") from error
 
-    def _render(self, messages: Sequence[Message], tools: Sequence[Tool], switch: dict[str, bool]) -> Rendered:
+    def _first_that_works(
+        self, messages: Sequence[Message], tools: Sequence[Tool], switch: dict[str, bool]
+    ) -> Rendered:
+        failure: Exception | None = None
+        incomplete: Rendered | None = None
+        for arranged, shown in self._ways(messages, tools):
+            try:
+                rendered, complete = self._render(arranged, shown, switch)
+            except (jinja2.TemplateError, TypeError, ValueError, LookupError) as error:
+                failure = failure or error
+            else:
+                if complete:
+                    return rendered
+                incomplete = incomplete or rendered
+        if incomplete:
+            return incomplete
+        verb = "refuses" if isinstance(failure, TemplateRefusedError) else "cannot render"
+        raise InvalidRequest(f"The model's chat template {verb} these messages: {failure}", "messages") from failure
+
+    def _ways(
+        self, messages: Sequence[Message], tools: Sequence[Tool]
+    ) -> Iterator[tuple[Sequence[Message], Sequence[Tool]]]:
+        """Messages and tools as the template may take them, the likeliest first."""
+        if self.syntax.own:
+            if self.syntax.family == "llama":
+                messages = one_call_each(messages)
+            elif self.syntax.family != "hermes":
+                messages = short_ids(messages)
+            for arrange in ARRANGEMENTS:
+                yield arrange(messages), tools
+        if self.syntax.family == "hermes":  # whose words these are, too
+            for arrange in ARRANGEMENTS:
+                yield arrange(told(messages, tools)), ()
+
+    def _render(
+        self, messages: Sequence[Message], tools: Sequence[Tool], switch: dict[str, bool]
+    ) -> tuple[Rendered, bool]:
+        """A prompt, and whether it holds all that the model is to know: some templates take one system prompt only."""
         alphabet = Alphabet()
         rendered = self._template.render(
             messages=[_as_template_sees(message, alphabet.mark) for message in messages],
@@ -135,7 +159,9 @@ class ChatTemplate:
         )
         segments = list(alphabet.segments(rendered))
         end = segments[-1].text.rstrip() if segments and segments[-1].trusted else ""
-        return Rendered(segments, self.syntax.thoughts is not None and end.endswith(self.syntax.thoughts[0]))
+        thinking = self.syntax.thoughts is not None and end.endswith(self.syntax.thoughts[0])
+        known = (alphabet.mark(message.content.strip()) for message in messages if message.role != "assistant")
+        return Rendered(segments, thinking), all(str.__contains__(rendered, content) for content in known)
 
 
 def _as_template_sees(message: Message, mark: Callable[[str], str]) -> dict[str, Any]:

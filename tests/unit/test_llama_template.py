@@ -1,6 +1,8 @@
 """Chat templates as models carry them, shortened to what they do to messages."""
 
 import json
+import re
+from typing import Any
 
 import pytest
 
@@ -132,6 +134,59 @@ def test_a_system_prompt_joins_the_first_question_where_there_is_no_such_role():
     """Gemma knows no system role."""
     prompt = rendered(GEMMA, Message(role="system", content="Be brief."), user("Hi"))
     assert prompt == "<s><start_of_turn>user\nBe brief.\n\nHi<end_of_turn>\n<start_of_turn>model\n"
+
+
+LEADING = (
+    "{% for message in messages %}{% if message.role == 'system' and not loop.first %}REFUSAL{% else %}"
+    "{{ '[' ~ message.role ~ ']' ~ message.content }}{% endif %}{% endfor %}"
+)
+
+
+@pytest.mark.parametrize("refusal", ["", "{{ raise_exception('System message must be at the beginning.') }}"])
+def test_a_later_system_prompt_is_not_lost(refusal: str):
+    """Claude CLI sends them. Some templates leave them out without a word, some refuse: the user says it then."""
+    chat = (Message(role="system", content="Be brief."), user("One."), Message(role="system", content="Now in verse."))
+    prompt = rendered(LEADING.replace("REFUSAL", refusal), *chat)
+    assert prompt == "[system]Be brief.[user]One.\n\nNow in verse."
+
+
+def test_one_call_at_once_where_a_template_takes_no_more():
+    """Llama 3: each call has its result behind it."""
+    source = (
+        '{{ tools }}"parameters": {% for m in messages %}{% if m.tool_calls and m.tool_calls | length != 1 %}'
+        "{{ raise_exception('single tool-calls') }}{% endif %}"
+        "{{ '[' ~ m.role ~ ']' ~ m.content ~ (m.tool_calls[0].function.name if m.tool_calls) }}{% endfor %}"
+    )
+    calls = tuple(ToolCall(id=name, name=name, arguments="{}") for name in "ab")
+    chat = [user("?"), Message(role="assistant", content="Look: ", tool_calls=calls)]
+    chat += [Message(role="tool", content=f"is {name}", tool_call_id=name) for name in "ba"]
+    assert rendered(source, *chat).endswith("[user]?[assistant]Look: a[tool]is a[assistant]b[tool]is b")
+
+
+def test_ids_of_calls_are_as_mistrals_templates_insist():
+    """Nine letters and digits, the same for a call and its result; those that are so already are left."""
+    source = (
+        "{{ tools }}[TOOL_CALLS]{% for m in messages %}{{ m.tool_calls[0].id ~ ' ' if m.tool_calls }}"
+        "{{ m.tool_call_id ~ ' ' if m.tool_call_id }}{% endfor %}"
+    )
+    chat = [user("?")]
+    for name in ("call_abc", "Abc123XyZ"):
+        chat.append(Message(role="assistant", tool_calls=(ToolCall(id=name, name="f", arguments="{}"),)))
+        chat.append(Message(role="tool", content="!", tool_call_id=name))
+    call, result, second, its_result = rendered(source, *chat).partition("[TOOL_CALLS]")[2].split()
+    assert call == result
+    assert re.fullmatch("[A-Za-z0-9]{9}", call)
+    assert second == its_result == "Abc123XyZ"
+
+
+@pytest.mark.parametrize("source", [QWEN3, CHATML])
+def test_a_tool_that_a_template_cannot_show_is_the_callers_error(source: str):
+    """A schema nested without measure ends no process."""
+    parameters: dict[str, Any] = {}
+    for _ in range(2000):
+        parameters = {"properties": parameters}
+    with pytest.raises(InvalidRequest, match="cannot render"):
+        rendered(source, user("?"), tools=(Tool(name="deep", parameters=parameters),))
 
 
 def test_what_a_template_refuses_for_good_is_the_callers_error_in_its_words():
