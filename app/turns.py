@@ -38,7 +38,7 @@ class Answered(Strict):
     status: TurnStatus
     error: str | None = None
     client: str | None = None  # its User-Agent
-    extras: dict[str, JsonValue] = Field(default_factory=dict)  # fields that were accepted and only recorded
+    extras: dict[str, JsonValue] = Field(default_factory=dict)  # fields only kept; the tools, the other answers of `n`
     created_at: AwareDatetime
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
+from pydantic.json_schema import SkipJsonSchema
 
 from app.dialects.events import Json
 from app.errors import InvalidRequest, UnsupportedOption
@@ -76,7 +77,7 @@ def by_type(given: Any) -> str:
 Part = Annotated[
     Annotated[TextPart, Tag("[text]")]
     | Annotated[RefusalPart, Tag("[refusal]")]
-    | Annotated[OtherPart, Tag("[other]")],
+    | Annotated[SkipJsonSchema[OtherPart], Tag("[other]")],
     Discriminator(lambda given: kind if (kind := by_type(given)) in {"[text]", "[refusal]"} else "[other]"),
 ]
 Content = Annotated[
