@@ -29,7 +29,7 @@ class Answer:
     """Parses one answer. stop: strings that end its text and are not part of it.
 
     syntax: None leaves everything as text. offered: names of functions; none, and no call is looked for. thinking:
-    whether the prompt ended within the thoughts.
+    whether the prompt ended within the thoughts. parallel: whether more than one call may come.
     """
 
     def __init__(
@@ -39,6 +39,7 @@ class Answer:
         offered: Collection[str] = (),
         *,
         thinking: bool = False,
+        parallel: bool = True,
     ) -> None:
         self._decode = codecs.getincrementaldecoder("utf-8")(errors="replace").decode
         self._stop, self._syntax, self._offered = tuple(stop), syntax, frozenset(offered)
@@ -47,8 +48,9 @@ class Answer:
         self._whole = bool(syntax and offered and not syntax.opening)  # the answer as a whole may be a call
         self._held = ""
         self._state = "thinking" if thinking and self._thoughts else "beginning"
+        self._behind = "text"
         self._plain = not (self._thoughts or self._opening or self._whole or self._stop)
-        self._said = False
+        self._said, self._parallel = False, parallel
         self.stopped: str | None = None
         self.calls = 0
 
@@ -56,6 +58,11 @@ class Answer:
     def thinking(self) -> bool:
         """Whether the newest token belongs to the thoughts."""
         return self._state == "thinking"
+
+    @property
+    def complete(self) -> bool:
+        """Whether the one call that was allowed has come."""
+        return bool(self.calls) and not self._parallel
 
     def push(self, data: bytes) -> Piece:
         """Add a token's bytes; get what may be sent now. After a stop string everything is empty."""
@@ -74,7 +81,7 @@ class Answer:
         piece, rest = Piece(), self._held
         self._held = ""
         if self._state == "thinking":
-            piece.reasoning = rest
+            piece.reasoning = rest.rstrip("\n")
         elif self._state == "calling":
             self._call(piece, rest, self._opening + rest)
         elif self._whole and not self._said and rest.strip():
@@ -92,7 +99,7 @@ class Answer:
         begun = self._held.lstrip()
         mark = self._thoughts[0] if self._thoughts else ""
         if mark and begun.startswith(mark):
-            self._held, self._state = begun[len(mark) :].lstrip("\n"), "thinking"
+            self._held, self._state, self._behind = begun[len(mark) :], "pausing", "thinking"
             return True
         if mark and mark.startswith(begun):
             return False
@@ -105,7 +112,7 @@ class Answer:
         thought, found, rest = self._held.partition(mark)
         if found:
             piece.reasoning += thought.rstrip("\n")
-            self._held, self._state = rest, "pausing"
+            self._held, self._state, self._behind = rest, "pausing", "text"
             return True
         sure = self._held[: len(self._held) - _unsure(self._held, (mark,))].rstrip("\n")
         piece.reasoning += sure
@@ -113,9 +120,10 @@ class Answer:
         return False
 
     def _pausing(self, piece: Piece) -> bool:  # noqa: ARG002 - one signature
-        """The line ends between thoughts and text."""
+        """The line ends before thoughts and before text."""
         self._held = self._held.lstrip("\n")
-        self._state = "text" if self._held else self._state
+        if self._held:
+            self._state = self._behind
         return bool(self._held)
 
     def _text(self, piece: Piece) -> bool:
@@ -155,6 +163,8 @@ class Answer:
         """The body as calls, or what was written as text."""
         assert self._syntax
         calls = self._syntax.calls(body, self._offered)
+        if calls and not self._parallel:
+            calls = calls[: max(0, 1 - self.calls)]
         if calls is None:
             piece.text += written
             self._said = True

@@ -9,12 +9,14 @@ from pathlib import Path
 from app.errors import ContextTooLong, InvalidRequest, Misconfigured
 from app.llama.adapters import Adapter, Adapters
 from app.llama.admission import Admission
+from app.llama.answer import Answer
+from app.llama.constraint import constraint
 from app.llama.context import Context
-from app.llama.job import Request, Stream
+from app.llama.job import Request, Stream, seeded
 from app.llama.model import Model
 from app.llama.prefix import PrefixCache
+from app.llama.sampling import Sampler
 from app.llama.steps import Limits, Stats, StepLoop
-from app.llama.text import AnswerText
 from app.llama.tokenizer import Tokenizer
 from app.messages import Delta, Done, Generate, Measure, ModelCard
 from app.settings import LLMSettings
@@ -142,15 +144,19 @@ class Engine:
         if request.n > slots:
             message = f"n is {request.n}, at most {slots} answers are made at a time. Lower n, or raise llm.slots."
             raise InvalidRequest(message, "n")
-        prompt, window = self._tokenizer.prompt(request).tokens, self._settings.window
+        (prompt, thinking), window = self._tokenizer.prompt(request), self._settings.window
         if not len(prompt):
             raise InvalidRequest("The prompt is empty.", "prompt")
         answer = max(1, window - len(prompt)) if request.max_tokens is None else request.max_tokens
         if len(prompt) + answer > window:
             raise ContextTooLong(len(prompt), answer, window)
-        asked = Request(prompt, answer, stream, adapter, request.tenant)
-        for _ in range(request.n):
-            asked.answer(request.sampling, AnswerText(request.stop))
+        asked = Request(prompt, answer, stream, adapter, request.tenant, request.logprobs)
+        syntax = self._tokenizer.syntax if request.prompt is None else None
+        rule = constraint(request, syntax, thinking=thinking)
+        offered = () if request.tool_choice == "none" else [tool.name for tool in request.tools]
+        for choice in range(request.n):
+            text = Answer(request.stop, syntax, offered, thinking=thinking, parallel=request.parallel_tool_calls)
+            asked.answer(text, Sampler(seeded(request.sampling, choice), self._model, answer, rule))
         if asked.cells > self._cells:
             message = (
                 f"{request.n} answers of up to {answer} tokens to a prompt of {len(prompt)} need {asked.cells} tokens "

@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from app.llama.adapters import Adapter
+from app.llama.answer import Answer, Piece
 from app.llama.model import Tokens
 from app.llama.prefix import Holding
 from app.llama.sampling import Sampler
 from app.llama.speculation import Luck
-from app.llama.text import AnswerText
-from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, Usage
+from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, TokenLogprob, Usage
 
 Item = Delta | Done | Exception
 NOTHING = np.zeros(0, np.int32)
@@ -32,8 +32,9 @@ class Stream:
     def put(self, item: Item) -> None:
         """Append an item. Runs in the loop's thread."""
         last = self._items[-1] if self._items else None
-        if isinstance(last, Delta) and isinstance(item, Delta) and last.choice == item.choice:
-            self._items[-1] = Delta(last.text + item.text, last.tokens + item.tokens, item.choice)
+        joint = joined(last, item) if isinstance(last, Delta) and isinstance(item, Delta) else None
+        if joint:
+            self._items[-1] = joint
         else:
             self._items.append(item)
         self._filled.set()
@@ -58,6 +59,7 @@ class Request:
     stream: Stream
     adapter: Adapter | None = None
     tenant: str = "default"
+    logprobs: int | None = None  # alternatives to tell with each token
     jobs: list["Job"] = field(default_factory=list)
 
     # the step loop's
@@ -85,12 +87,9 @@ class Request:
         """Whose the cells are: nobody else may share them."""
         return self.adapter, self.tenant
 
-    def answer(self, sampling: Sampling, text: AnswerText) -> "Job":
-        """Add one more answer. The seeds of all of them follow from the request's."""
-        choice = len(self.jobs)
-        if sampling.seed is not None and choice:
-            sampling = sampling.model_copy(update={"seed": (sampling.seed + choice * SEED_STEP) % SEEDS})
-        self.jobs.append(Job(self, choice, sampling, text))
+    def answer(self, text: Answer, sampler: Sampler) -> "Job":
+        """Add one more answer."""
+        self.jobs.append(Job(self, len(self.jobs), text, sampler))
         return self.jobs[-1]
 
     def done(self) -> Done:
@@ -100,6 +99,7 @@ class Request:
             prompt_tokens=len(self.prompt),
             completion_tokens=sum(job.generated for job in self.jobs),
             cached_tokens=self.cached_tokens,
+            reasoning_tokens=sum(job.thought for job in self.jobs),
         )
         timings = Timings(
             queued_s=self.admitted_at - self.entered_at,
@@ -115,12 +115,11 @@ class Job:
 
     request: Request
     choice: int
-    sampling: Sampling
-    text: AnswerText
+    text: Answer
+    sampler: Sampler | None
 
     # the step loop's
     sequence: int = -1
-    sampler: Sampler | None = None
     history: Tokens = field(default_factory=lambda: NOTHING)  # prompt and answer, with room for all of it
     known: int = 0  # tokens in the history
     fed: int = 0  # tokens in the cache, the first ones of the history
@@ -129,8 +128,8 @@ class Job:
     tried: int = 0  # how many of them are in the batch
     luck: Luck = field(default_factory=Luck)
     generated: int = 0
-    unsent_text: str = ""
-    unsent_tokens: int = 0
+    thought: int = 0  # tokens of them that were thoughts
+    unsent: list[Delta] = field(default_factory=list)
     sent: bool = False  # whether anything was
     answering: bool = False  # the prompt is loaded
     over: bool = False
@@ -163,20 +162,28 @@ class Job:
         self.known += 1
         self.generated += 1
 
-    def add(self, text: str, tokens: int) -> None:
-        """Text that may be sent with the next flush."""
-        self.unsent_text += text
-        self.unsent_tokens += tokens
+    def add(self, piece: Piece, tokens: int, logprobs: tuple[TokenLogprob, ...] = ()) -> None:
+        """What may be sent with the next flush."""
+        delta = Delta(piece.text, tokens, self.choice, piece.reasoning, piece.calls, logprobs)
+        joint = joined(self.unsent[-1], delta) if self.unsent else None
+        if joint:
+            self.unsent[-1] = joint
+        else:
+            self.unsent.append(delta)
 
-    def unsent(self) -> Delta:
+    @property
+    def worth_sending(self) -> bool:
+        """Whether there is more than a count of tokens."""
+        return any(delta.text or delta.reasoning or delta.tool_calls for delta in self.unsent)
+
+    def take(self) -> list[Delta]:
         """What gathered since the last call."""
-        delta = Delta(self.unsent_text, self.unsent_tokens, self.choice)
-        self.unsent_text, self.unsent_tokens, self.sent = "", 0, True
-        return delta
+        deltas, self.unsent, self.sent = self.unsent, [], True
+        return deltas
 
     def end(self, reason: FinishReason) -> None:
         """How the answer ended."""
-        self.request.ends[self.choice] = End(reason)
+        self.request.ends[self.choice] = End(reason, self.text.stopped)
         self.over = True
 
 
@@ -195,3 +202,26 @@ def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
         shares[job] = shares.get(job, 0) + more
         budget -= more
     return [(job, share) for job, share in shares.items() if share]
+
+
+def joined(first: Delta, second: Delta) -> Delta | None:
+    """Two pieces of one answer as one, where thoughts stay before text, and text before calls; else None."""
+    if first.choice != second.choice:
+        return None
+    if (first.text and second.reasoning) or (first.tool_calls and (second.reasoning or second.text)):
+        return None
+    return Delta(
+        first.text + second.text,
+        first.tokens + second.tokens,
+        first.choice,
+        first.reasoning + second.reasoning,
+        first.tool_calls + second.tool_calls,
+        first.logprobs + second.logprobs,
+    )
+
+
+def seeded(sampling: Sampling, choice: int) -> Sampling:
+    """The sampling of one of several answers: their seeds follow from the request's."""
+    if sampling.seed is None or not choice:
+        return sampling
+    return sampling.model_copy(update={"seed": (sampling.seed + choice * SEED_STEP) % SEEDS})

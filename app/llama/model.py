@@ -7,7 +7,7 @@ import ctypes
 import logging
 import weakref
 from collections import deque
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
@@ -96,6 +96,12 @@ class Model:
         known = self._pieces.get(token)
         return self._pieces.setdefault(token, self._piece(token, special=False)) if known is None else known
 
+    def speak(self, mark: str) -> None:
+        """Let a mark be heard: where one control token is written so, its bytes are part of the answer."""
+        tokens = self.tokenize(mark, special=True)
+        if len(tokens) == 1:
+            self._pieces[int(tokens[0])] = mark.encode()
+
     def name(self, token: int) -> str:
         """How a token is written, control tokens too: <|im_end|>. Of no token (-1): empty."""
         return self._piece(token, special=True).decode(errors="replace") if token >= 0 else ""
@@ -111,6 +117,11 @@ class Model:
     def ends(self, token: int) -> bool:
         """Whether a token ends the answer."""
         return bool(C.llama_vocab_is_eog(self.vocab, token))
+
+    @cached_property
+    def endings(self) -> tuple[int, ...]:
+        """The tokens that end an answer."""
+        return tuple(token for token in range(self.vocab_size) if self.ends(token))
 
     def controls(self, token: int) -> bool:
         """Whether a token is a control token, like <|im_end|>."""

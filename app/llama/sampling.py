@@ -1,23 +1,51 @@
-"""The sampler chain of one request, in llama.cpp: penalties, top-k, top-p, min-p, temperature, then a draw."""
+"""The sampler of one answer, in llama.cpp: biases, penalties, top-k, top-p, min-p, temperature, a draw; and a grammar.
+
+A grammar would have to judge the whole vocabulary before every draw. Instead the draw comes first and is judged alone;
+only where the grammar refuses it is the vocabulary judged, and drawn from again, as llama.cpp's own tools do.
+"""
+
+import ctypes
 
 import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
+import numpy as np
+from numpy.typing import NDArray
 
+from app.errors import EngineFailed, InvalidRequest
+from app.llama.constraint import Constraint
 from app.llama.context import Context
 from app.llama.model import Model
-from app.messages import Sampling
+from app.messages import Alternative, Sampling, TokenLogprob
 
 RANDOM_SEED = C.LLAMA_DEFAULT_SEED  # llama.cpp draws one itself
+CANDIDATE = np.dtype([("id", np.int32), ("logit", np.float32), ("p", np.float32)])  # llama_token_data
 
 
 class Sampler:
     """Draws the tokens of one answer. Penalties count the answer's own tokens, not those of the prompt.
 
     That is OpenAI's reading, and it leaves a model free to quote its sources. answer_tokens: how many can come.
+    Raises InvalidRequest for a bias of no token, or a grammar that llama.cpp refuses.
     """
 
-    def __init__(self, sampling: Sampling, model: Model, answer_tokens: int) -> None:
-        params = C.llama_sampler_chain_default_params()
-        self._chain = C.llama_sampler_chain_init(params)
+    def __init__(
+        self, sampling: Sampling, model: Model, answer_tokens: int, constraint: Constraint | None = None
+    ) -> None:
+        self._chain: int | None = None
+        self._grammar: int | None = None
+        self._model = model  # its vocabulary must outlive the chain
+        self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
+        try:
+            self._build(sampling, model, answer_tokens)
+            self._grammar = _grammar(model, constraint) if constraint else None
+        except InvalidRequest:
+            self.close()
+            raise
+
+    def _build(self, sampling: Sampling, model: Model, answer_tokens: int) -> None:
+        bias = _biases(sampling, model)
+        if bias:
+            pairs = (C.llama_logit_bias * len(bias))(*bias.items())
+            self._add(C.llama_sampler_init_logit_bias(model.vocab_size, len(bias), pairs))
         if sampling.repeat_penalty != 1.0 or sampling.frequency_penalty or sampling.presence_penalty:
             penalties = (sampling.repeat_penalty, sampling.frequency_penalty, sampling.presence_penalty)
             self._add(C.llama_sampler_init_penalties(model.vocab_size, answer_tokens, *penalties))
@@ -38,10 +66,85 @@ class Sampler:
         C.llama_sampler_chain_add(self._chain, link)  # the chain owns it from here
 
     def sample(self, context: Context, row: int) -> int:
-        """Draw the token that follows a row of the last batch, and count it for the penalties."""
-        return int(C.llama_sampler_sample(self._chain, context.handle, row))
+        """Draw the token that follows a row of the last batch, and count it for penalties and grammar.
+
+        Raises EngineFailed where the vocabulary has no token that the grammar wants.
+        """
+        if self._grammar is None:
+            return int(C.llama_sampler_sample(self._chain, context.handle, row))
+        logits = context.logits(row)
+        token, _ = _draw(logits, self._chain)
+        if not self._allows(token):
+            token, possible = _draw(logits, self._grammar, self._chain)
+            if not possible:
+                raise EngineFailed("the model's vocabulary has no token that its grammar wants")
+        C.llama_sampler_accept(self._chain, token)
+        C.llama_sampler_accept(self._grammar, token)
+        return token
+
+    def _allows(self, token: int) -> bool:
+        candidates = np.array([(token, 1.0, 0.0)], CANDIDATE)
+        C.llama_sampler_apply(self._grammar, ctypes.byref(_array(candidates)))
+        return bool(np.isfinite(candidates["logit"][0]))
 
     def close(self) -> None:
         """Free the chain."""
-        C.llama_sampler_free(self._chain)
-        self._chain = None
+        for sampler in (self._chain, self._grammar):
+            if sampler is not None:
+                C.llama_sampler_free(sampler)
+        self._chain = self._grammar = None
+
+    def __del__(self) -> None:
+        """One whose request never came to run."""
+        self.close()
+
+
+def logprob(model: Model, logits: NDArray[np.float32], token: int, top: int) -> TokenLogprob:
+    """How likely a token was by the model itself, before penalties and temperature. logits: (vocabulary,)."""
+    shifted = logits.astype(np.float64) - logits.max()
+    found = shifted - np.log(np.exp(shifted).sum())
+    best = np.argpartition(-found, top - 1)[:top] if top else np.zeros(0, np.intp)
+    best = best[np.argsort(-found[best], kind="stable")]
+    return TokenLogprob(_alternative(model, token, found), tuple(_alternative(model, int(one), found) for one in best))
+
+
+def _alternative(model: Model, token: int, logprobs: NDArray[np.float64]) -> Alternative:
+    data = model.piece(token) or model.name(token).encode()
+    return Alternative(data.decode(errors="replace"), data, float(logprobs[token]))
+
+
+def _biases(sampling: Sampling, model: Model) -> dict[int, float]:
+    for token in sampling.logit_bias:
+        if not 0 <= token < model.vocab_size:
+            message = f"'logit_bias' names token {token}; the model's tokens are 0 to {model.vocab_size - 1}."
+            raise InvalidRequest(message, "logit_bias")
+    never = dict.fromkeys(model.endings, -np.inf) if sampling.ignore_eos else {}
+    return {**sampling.logit_bias, **never}
+
+
+def _grammar(model: Model, constraint: Constraint) -> int:
+    text = constraint.grammar.encode()
+    if constraint.trigger is None:
+        made: int | None = C.llama_sampler_init_grammar(model.vocab, text, b"root")
+    else:
+        patterns = (ctypes.c_char_p * 1)(constraint.trigger.encode())
+        made = C.llama_sampler_init_grammar_lazy_patterns(model.vocab, text, b"root", patterns, 1, None, 0)
+    if not made:
+        raise InvalidRequest("The schema makes a grammar that llama.cpp refuses. Simplify it.", "response_format")
+    return made
+
+
+def _draw(logits: NDArray[np.float32], *samplers: int | None) -> tuple[int, bool]:
+    """A token, and whether it is possible at all."""
+    candidates = np.empty(len(logits), CANDIDATE)
+    candidates["id"], candidates["logit"], candidates["p"] = np.arange(len(logits), dtype=np.int32), logits, 0.0
+    array = _array(candidates)
+    for sampler in samplers:
+        C.llama_sampler_apply(sampler, ctypes.byref(array))
+    chosen = array.data[array.selected]  # samplers reorder and shorten what it points to
+    return int(chosen.id), bool(np.isfinite(chosen.logit))
+
+
+def _array(candidates: NDArray[np.void]) -> C.llama_token_data_array:
+    data = candidates.ctypes.data_as(ctypes.POINTER(C.llama_token_data))
+    return C.llama_token_data_array(data=data, size=len(candidates), selected=-1, sorted=False)

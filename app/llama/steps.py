@@ -25,7 +25,7 @@ from app.llama.job import Item, Job, Request, Stream, share_prefill
 from app.llama.model import Model
 from app.llama.pace import FEWEST_ROWS, Pace
 from app.llama.prefix import PrefixCache
-from app.llama.sampling import Sampler
+from app.llama.sampling import logprob
 from app.llama.speculation import continuation, worthwhile
 from app.llama.turns import Turns
 
@@ -256,12 +256,6 @@ class StepLoop:
         job.begin(*self._prefixes.begin(request.owner, request.prompt, running))
         request.cached_tokens = job.fed
         self._jobs.append(job)
-        try:
-            for each in request.jobs:
-                each.sampler = Sampler(each.sampling, self._model, request.answer_tokens)
-        except Exception as error:  # the loop's edge again
-            log.exception("A sampler could not be made")
-            self._fail({request}, str(error))
 
     # The thread: one step
 
@@ -377,8 +371,13 @@ class StepLoop:
             return
         job.append(token)
         self._stats.generated_tokens += 1
-        job.add(job.text.push(self._model.piece(token)), tokens=1)
-        if job.text.stopped:
+        thinking = job.text.thinking
+        piece = job.text.push(self._model.piece(token))
+        job.thought += thinking and job.text.thinking
+        top = job.request.logprobs
+        told = () if top is None else (logprob(self._model, self._context.logits(job.row), token, top),)
+        job.add(piece, 1, told)
+        if job.text.stopped is not None or job.text.complete:
             job.end("stop")
         elif job.generated == job.request.answer_tokens:
             job.end("length")
@@ -389,8 +388,10 @@ class StepLoop:
         """An answer is complete, and with the last one its request."""
         request = job.request
         job.add(job.text.finish(), tokens=0)
-        if job.unsent_text or job.unsent_tokens:
-            self._send(request, job.unsent())
+        for delta in job.take():
+            self._send(request, delta)
+        if job.text.calls and request.ends[job.choice].finish_reason == "stop":
+            job.end("tool_calls")
         self._release(job, keep=True)
         if len(request.ends) < len(request.jobs):
             return
@@ -445,8 +446,9 @@ class StepLoop:
         now = time.perf_counter()
         due = everything or now - self._flushed >= self._limits.flush_s
         for job in self._jobs:
-            if job.unsent_text and (due or not job.sent):
-                self._send(job.request, job.unsent())
+            if job.worth_sending and (due or not job.sent):
+                for delta in job.take():
+                    self._send(job.request, delta)
         if due:
             self._flushed = now
         for loop, items in self._outgoing.items():

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from app.errors import InvalidRequest
+from app.llama.constraint import leaves_no_thoughts
 from app.llama.model import Model, Tokens
 from app.llama.syntax import Syntax
 from app.llama.template import ChatTemplate
@@ -37,6 +38,8 @@ class Tokenizer:
         forged = [
             re.escape(mark) for mark in model.marks().values() if len(mark.strip()) > 1 and mark in (source or "")
         ]
+        for mark in self._template.syntax.marks if self._template else ():
+            model.speak(mark)
         self._markers = re.compile("|".join(forged)) if forged else None
 
     @property
@@ -57,7 +60,8 @@ class Tokenizer:
             message = "This model has no chat template, so it cannot chat. Use /v1/completions."
             raise InvalidRequest(message, "messages")
         tools = () if request.tool_choice == "none" else request.tools  # what cannot be called is not shown
-        segments, thinking = self._template.render(request.messages, tools, thinking=request.thinking)
+        wish = False if leaves_no_thoughts(request) else request.thinking
+        segments, thinking = self._template.render(request.messages, tools, thinking=wish)
         return Prompt(self._tokens(segments), thinking)
 
     def count(self, text: str) -> int:

@@ -13,13 +13,14 @@ from gguf_factory import chain_model, random_model, vocabulary
 
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, Misconfigured, Overloaded
 from app.llama.admission import Admission
+from app.llama.answer import Answer
 from app.llama.context import Context
 from app.llama.engine import Engine, default_threads
 from app.llama.job import Item, Request, Stream
 from app.llama.model import Model, Tokens
 from app.llama.prefix import PrefixCache
+from app.llama.sampling import Sampler
 from app.llama.steps import Limits, StepLoop
-from app.llama.text import AnswerText
 from app.messages import Delta, Done, Generate, Message, Sampling
 from app.settings import LLMSettings
 
@@ -283,7 +284,7 @@ async def test_a_batch_that_fails_ends_its_requests_and_no_others(start: Start, 
     """A token outside the vocabulary makes llama.cpp refuse the batch; the loop goes on."""
     engine = start(alphabet_gguf)
     stream = Stream(asyncio.get_running_loop())
-    engine._steps.enter(request(np.array([10**6], np.int32), 5, stream))
+    engine._steps.enter(request(engine._model, np.array([10**6], np.int32), 5, stream))
     (failure,) = await stream.take()
     assert isinstance(failure, EngineFailed)
     assert (await answer(engine, asked(max_tokens=3)))[0] == "abc"
@@ -292,10 +293,10 @@ async def test_a_batch_that_fails_ends_its_requests_and_no_others(start: Start, 
     assert (stats.failed, stats.finished, stats.cells_reserved) == (1, 1, 0)
 
 
-def request(prompt: Tokens, answer_tokens: int, stream: Stream) -> Request:
+def request(model: Model, prompt: Tokens, answer_tokens: int, stream: Stream) -> Request:
     """One answer to be drawn."""
     asked = Request(prompt, answer_tokens, stream)
-    asked.answer(Sampling(seed=1), AnswerText())
+    asked.answer(Answer(), Sampler(Sampling(seed=1), model, answer_tokens))
     return asked
 
 
@@ -307,7 +308,7 @@ async def test_without_room_in_the_cache_the_youngest_makes_way(random_gguf: Pat
     steps = StepLoop(model, context, Admission(slots=2, cells=10**6, queue=0), prefixes, Limits())
     streams = [Stream(asyncio.get_running_loop()) for _ in range(2)]
     for token, stream in enumerate(streams, 65):
-        steps.enter(request(np.full(100, token, np.int32), 100, stream))
+        steps.enter(request(model, np.full(100, token, np.int32), 100, stream))
     elder, younger = [await last(stream) for stream in streams]
     assert isinstance(younger, EngineFailed)
     assert isinstance(elder, Done)

@@ -25,7 +25,7 @@ from app.llama.adapters import Adapter
 from app.llama.context import Context
 from app.llama.engine import Engine
 from app.llama.model import Model, Tokens
-from app.llama.text import AnswerText
+from app.llama.answer import Answer
 from app.llama.tokenizer import Tokenizer
 from app.messages import Delta, Sampling
 
@@ -90,8 +90,8 @@ class Reference:
         return self._text(self.alone(prompt, adapter).tokens[:answer_tokens])
 
     def _text(self, tokens: list[int]) -> str:
-        text = AnswerText()
-        return "".join(text.push(self.model.piece(token)) for token in tokens if not self.model.ends(token))
+        text = Answer()
+        return "".join(text.push(self.model.piece(token)).text for token in tokens if not self.model.ends(token))
 
     def _decode(self, sequence: int, tokens: Tokens, last: int) -> np.ndarray:
         context = self._context

@@ -5,16 +5,16 @@ import asyncio
 import numpy as np
 import pytest
 
-from app.llama.job import Job, Request, Stream, share_prefill
-from app.llama.text import AnswerText
-from app.messages import Delta, Sampling
+from app.llama.answer import Answer
+from app.llama.job import Job, Request, Stream, joined, seeded, share_prefill
+from app.messages import Delta, Sampling, ToolCallDelta
 
 
 def loading(*left: int) -> list[Job]:
     """Jobs, oldest first, with so many prompt tokens still to load."""
     stream = Stream(asyncio.new_event_loop())
     stream.loop.close()
-    return [Request(np.zeros(tokens, np.int32), 1, stream).answer(Sampling(), AnswerText()) for tokens in left]
+    return [Request(np.zeros(tokens, np.int32), 1, stream).answer(Answer(), None) for tokens in left]
 
 
 @pytest.mark.parametrize(
@@ -53,3 +53,21 @@ async def test_a_reader_waits_for_the_first_item():
     await asyncio.sleep(0)
     stream.put(Delta("a", 1))
     assert await reader == [Delta("a", 1)]
+
+
+def test_pieces_are_joined_unless_that_would_change_their_order():
+    """Thoughts come before text and text before calls within one delta; answers are never mixed."""
+    thought, text = Delta("", 1, reasoning="hm"), Delta("yes", 1)
+    call = Delta("", 1, tool_calls=(ToolCallDelta(0, "{}"),))
+    assert joined(thought, text) == Delta("yes", 2, reasoning="hm")
+    assert joined(joined(text, call), call) == Delta("yes", 3, tool_calls=(*call.tool_calls, *call.tool_calls))
+    assert joined(text, thought) is joined(call, text) is joined(call, thought) is None
+    assert joined(text, Delta("no", 1, choice=1)) is None
+
+
+def test_answers_to_one_request_have_seeds_of_their_own():
+    """The first one has the request's; without a seed all are random."""
+    seeds = {seeded(Sampling(seed=2**32 - 2), choice).seed for choice in range(16)}
+    assert len(seeds) == 16
+    assert seeded(Sampling(seed=7), 0).seed == 7
+    assert seeded(Sampling(), 3).seed is None
