@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationInfo, field_validator
 
 from app.dialects.events import Json
-from app.dialects.openai_messages import ChatMessage, Exact, internal
+from app.dialects.openai_messages import ChatMessage, Exact, TextPart, internal
 from app.dialects.openai_tools import (
     Choice,
     FunctionDefinition,
@@ -53,7 +53,7 @@ def at_most(most: int) -> BeforeValidator:
 
 Number = Annotated[float, Field(allow_inf_nan=False)]
 Text = Annotated[str, Field(max_length=1024)]
-TokenId = Annotated[str, Field(pattern=r"^\d{1,9}$")]
+TokenId = Annotated[str, Field(pattern=r"^[0-9]{1,9}$")]
 Bias = Annotated[Number, Field(ge=-100.0, le=100.0)]
 
 
@@ -64,12 +64,19 @@ class StreamOptions(Exact):
     include_obfuscation: bool | None = None
 
 
+class Prediction(Exact):
+    """What the client thinks will come."""
+
+    type: Literal["content"]
+    content: str | Annotated[list[TextPart], Field(max_length=1024)]
+
+
 class Kept(BaseModel):
     """Fields that are kept with the turn: none of them changes what a model of ours answers."""
 
     client_metadata: Json | None = None
     metadata: Annotated[dict[Text, Text], at_most(16)] | None = None
-    prediction: Json | None = None
+    prediction: Prediction | None = None
     prompt_cache_key: Text | None = None
     prompt_cache_options: Json | None = None
     prompt_cache_retention: Text | None = None

@@ -190,6 +190,7 @@ def test_options_that_would_change_the_answer_are_refused_by_name(field: dict[st
         {"user": 1},
         {"service_tier": "gold"},
         {"prompt_cache_key": 1},
+        {"prediction": {"content": "x"}},
         {"rag": {"topk": 3}},
         {"rag": "yes"},
     ],
