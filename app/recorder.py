@@ -24,6 +24,7 @@ from app.postgres import open_pool, reaching_postgres
 from app.spool import Spool
 
 DIRECT_S = 2.0  # how long a request waits for PostgreSQL
+READ_S = 10.0  # how long one that cannot do without what is kept waits
 REPLAY_S = 30.0  # how long the replay of one turn may take
 STATE_S = 1.0  # how long a health check waits
 LOOK_S = 5.0  # a process that died may have left turns behind
@@ -87,6 +88,10 @@ class Recorder:
         except Unavailable as error:
             logger.warning("Not looking for the conversation of a request. %s", error)
             return None
+
+    async def read(self, work: Coroutine[Any, Any, T]) -> T:
+        """What a store gives that works on our pool. Raises Unavailable within seconds, also when nothing answers."""
+        return await self._within(READ_S, work)
 
     def pending(self) -> int:
         """How many turns wait in the spool."""

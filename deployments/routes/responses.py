@@ -69,7 +69,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     async def delete(id_: str) -> Json:
         """Forget a response."""
         await _stored(gateway, TENANT, id_)
-        await gateway.responses.delete(TENANT, request_id(id_))
+        await gateway.recorder.read(gateway.responses.delete(TENANT, request_id(id_)))
         return {"id": id_, "object": "response", "deleted": True}
 
     @router.post("/{id_}/cancel")
@@ -129,7 +129,7 @@ async def _before(gateway: "Gateway", tenant: str, body: InputRequest) -> Before
             raise UnknownPreviousResponse(body.previous_response_id)
         return Before(previous.history, previous.conversation_id, named)
     if body.conversation_id is not None:
-        latest = await gateway.responses.latest(tenant, body.conversation_id)
+        latest = await gateway.recorder.read(gateway.responses.latest(tenant, body.conversation_id))
         return Before(latest.history, latest.conversation_id, named)
     return Before(named=named)
 
@@ -147,7 +147,9 @@ async def _named(gateway: "Gateway", tenant: str, ids: frozenset[str]) -> Mappin
 
 async def _find(gateway: "Gateway", tenant: str, id_: str) -> Stored | None:
     """A stored response. Raises Unavailable where it may be among the turns that wait to be recorded."""
-    stored = await gateway.responses.find(tenant, request_id(id_)) if id_.startswith("resp_") else None
+    if not id_.startswith("resp_"):
+        return None
+    stored = await gateway.recorder.read(gateway.responses.find(tenant, request_id(id_)))
     if stored is None and (waiting := gateway.recorder.pending()):
         raise Unavailable("conversation store", f"{waiting} turns wait to be recorded, this one may be among them")
     return stored

@@ -497,6 +497,18 @@ async def test_a_response_that_waits_to_be_recorded_is_not_denied(server: Server
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
 
+async def test_while_postgres_is_away_nothing_stored_is_denied(server: Server, pool: asyncpg.Pool) -> None:
+    """503; what needs nothing stored is answered as ever."""
+    await pool.close()
+    for method, path in (("GET", "/resp_x"), ("DELETE", "/resp_x"), ("GET", "/resp_x/input_items")):
+        assert (await server.http.request(method, f"/v1/responses{path}")).status_code == 503
+    body = {"model": "m", "input": "a"}
+    again = await server.http.post("/v1/responses", json=body | {"previous_response_id": "resp_x"})
+    assert (again.status_code, again.json()["error"]["code"]) == (503, "unavailable")
+    server.says("one")
+    assert (await server.http.post("/v1/responses", json=body)).json()["status"] == "completed"
+
+
 @pytest.mark.parametrize("capture", captures("/v1/responses"), ids=str)
 async def test_what_real_clients_send_is_answered(server: Server, capture: Capture) -> None:
     """Every captured request has a 2xx, and the events without which these clients show nothing."""
