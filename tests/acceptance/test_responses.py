@@ -43,3 +43,21 @@ def test_the_tokens_of_a_prompt_are_those_that_the_answer_reports(server: Server
         made = client.responses.create(input="What is Ray?", instructions="Be brief.", **ASK)
     assert made.usage
     assert counted.input_tokens == made.usage.input_tokens
+
+
+def test_a_tool_round_trip(server: Server):
+    """The model must call, the client answers the call, the model goes on."""
+    weather: Any = {
+        "type": "function",
+        "name": "get_weather",
+        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+    }
+    ask = ASK | {"max_output_tokens": 200, "tools": [weather]}
+    with server.openai() as client:
+        first = client.responses.create(input="What is the weather in Bern?", tool_choice="required", **ask)
+        call = next(item for item in first.output if item.type == "function_call")
+        assert (call.name, call.status) == ("get_weather", "completed")
+        output: Any = [{"type": "function_call_output", "call_id": call.call_id, "output": '{"weather": "rain"}'}]
+        second = client.responses.create(input=output, previous_response_id=first.id, tool_choice="none", **ask)
+    assert second.output_text
+    assert second.conversation == first.conversation
