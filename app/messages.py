@@ -107,6 +107,7 @@ class Generate(Strict):
     sampling: Sampling = Sampling()
     stop: tuple[str, ...] = Field((), max_length=4)
     max_tokens: int | None = Field(None, ge=1)  # None: as far as the window reaches
+    clip: bool = False  # max_tokens yields to the window, instead of being refused
 
 
 class Usage(Strict):

@@ -28,7 +28,7 @@ from deployments.calls import call
 from deployments.config import require_key_beyond_loopback
 from deployments.guard import Guard
 from deployments.metrics import Metrics
-from deployments.routes import conversations, documents, generation, operations, refusals, responses
+from deployments.routes import conversations, documents, generation, messages, operations, refusals, responses
 
 HEALTH_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
@@ -158,6 +158,6 @@ class Gateway:
             metrics=self.metrics,
         )
         refusals.register(app)
-        for group in (generation, responses, documents, conversations, operations):
+        for group in (generation, messages, responses, documents, conversations, operations):
             app.include_router(group.routes(self))
         return app

@@ -11,13 +11,12 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from fastapi.responses import JSONResponse
 from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 
-from app.dialects import openai
 from app.errors import Forbidden, MindFuError, TooLarge, Unauthorized
 from deployments.metrics import Metrics
+from deployments.routes.refusals import render
 
 log = logging.getLogger(__name__)
 
@@ -68,7 +67,7 @@ class Guard:
             self._check_caller(scope["path"], headers)
             body = await self._body(scope["path"], headers, receive)
         except MindFuError as exc:
-            await JSONResponse(openai.error(exc), exc.status)(scope, receive, send_with_id)
+            await render(exc, scope["path"], request_id)(scope, receive, send_with_id)
             return
         if body is None:
             return
@@ -79,7 +78,7 @@ class Guard:
             if started:
                 raise
             bug = MindFuError(f"An internal error. The server's log has it under {request_id}.")
-            await JSONResponse(openai.error(bug), bug.status)(scope, receive, send_with_id)
+            await render(bug, scope["path"], request_id)(scope, receive, send_with_id)
 
     def _check_caller(self, path: str, headers: Headers) -> None:
         if self.api_key is None:

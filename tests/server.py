@@ -5,16 +5,17 @@ from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import anthropic
 import httpx2
 import openai
 from fastapi import FastAPI
 
-from app.messages import Delta, Done, Generate, Passage, Search
-from app.settings import RagSettings
+from app.messages import Delta, Done, Generate, Measure, Passage, Search
+from app.settings import RagSettings, Settings
 from deployments.answering import Answering, Ask
 from deployments.guard import Guard
 from deployments.metrics import Metrics
-from deployments.routes import generation, refusals
+from deployments.routes import generation, messages, refusals
 from tests.fakes import Handle, Recorder, Streamed
 
 
@@ -27,7 +28,7 @@ class Server:
         self.items, self.asked = items, list[Generate]()
         self.engine = Streamed(())
         self.recorder, self.metrics = recorder or Recorder(), Metrics()
-        llm = Handle(generate=self._generate)
+        llm = Handle(generate=self._generate, measure=self._measure)
         self.answering = Answering(
             llm, Handle(search=self._search), self.recorder, RagSettings(enabled=False), 30.0, self.metrics
         )
@@ -36,8 +37,15 @@ class Server:
         app.add_middleware(Guard, api_key=None, max_body=max_body, max_upload=2000, metrics=self.metrics)
         refusals.register(app)
         answering = SimpleNamespace(answer=self._answer)
-        gateway = SimpleNamespace(answering=answering, served=lambda model: model, fingerprint=lambda _: "fp_1")
+        gateway = SimpleNamespace(
+            answering=answering,
+            served=lambda model: model,
+            fingerprint=lambda _: "fp_1",
+            llm=llm,
+            settings=Settings(),
+        )
         app.include_router(generation.routes(gateway))
+        app.include_router(messages.routes(gateway))
         self.app = app
 
     def http(self) -> httpx2.AsyncClient:
@@ -55,6 +63,16 @@ class Server:
             _strict_response_validation=True,
         )
 
+    def anthropic(self) -> anthropic.AsyncAnthropic:
+        """Anthropic's, likewise."""
+        return anthropic.AsyncAnthropic(
+            base_url="http://localhost",
+            api_key="none",
+            max_retries=0,
+            http_client=self.http(),
+            _strict_response_validation=True,
+        )
+
     async def post(self, path: str = "/v1/chat/completions", **body: object) -> httpx2.Response:
         async with self.http() as http:
             return await http.post(path, json=body)
@@ -65,6 +83,10 @@ class Server:
             replace(item, ends=item.ends * request.n) if isinstance(item, Done) else item for item in self.items
         )
         return self.engine
+
+    async def _measure(self, request: Generate, _: tuple[str, ...]) -> Measure:
+        self.asked.append(request)
+        return Measure(prompt_tokens=42, text_tokens=(), window=2048)
 
     async def _search(self, _: Search) -> tuple[Passage, ...]:
         return ()

@@ -147,7 +147,9 @@ class Engine:
         (prompt, thinking), window = self._tokenizer.prompt(request), self._settings.window
         if not len(prompt):
             raise InvalidRequest("The prompt is empty.", "prompt")
-        answer = max(1, window - len(prompt)) if request.max_tokens is None else request.max_tokens
+        free = max(1, window - len(prompt))
+        answer = free if request.max_tokens is None else request.max_tokens
+        answer = min(answer, free) if request.clip else answer
         if len(prompt) + answer > window:
             raise ContextTooLong(len(prompt), answer, window)
         asked = Request(prompt, answer, stream, adapter, request.tenant, request.logprobs)

@@ -9,7 +9,7 @@ from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
-from app.dialects import openai
+from app.dialects import anthropic, openai
 from app.errors import InvalidRequest, MindFuError, NotFound
 
 
@@ -20,30 +20,37 @@ def register(app: FastAPI) -> None:
     app.add_exception_handler(HTTPException, _http)
 
 
-def render(exc: MindFuError, status: int | None = None) -> JSONResponse:
-    """OpenAI's error object, with Retry-After where waiting helps."""
+def render(exc: MindFuError, path: str, request_id: str, status: int | None = None) -> JSONResponse:
+    """The error object of the dialect that a path speaks, with Retry-After where waiting helps."""
     headers = {"retry-after": str(max(1, round(exc.retry_after_s)))} if exc.retry_after_s else {}
+    if path.startswith("/v1/messages"):
+        headers["request-id"] = request_id
+        return JSONResponse(anthropic.error(exc, request_id), status or anthropic.status(exc), headers)
     return JSONResponse(openai.error(exc), status or exc.status, headers)
 
 
-async def _ours(_: Request, exc: Exception) -> JSONResponse:
+def _answer(request: Request, exc: MindFuError, status: int | None = None) -> JSONResponse:
+    return render(exc, request.url.path, request.state.x_request_id, status)
+
+
+async def _ours(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, MindFuError)
-    return render(exc)
+    return _answer(request, exc)
 
 
-async def _invalid(_: Request, exc: Exception) -> JSONResponse:
+async def _invalid(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, RequestValidationError)
-    return render(refused(exc.errors()[0]))
+    return _answer(request, refused(exc.errors()[0]))
 
 
 async def _http(request: Request, exc: Exception) -> JSONResponse:
     assert isinstance(exc, HTTPException)
     if exc.status_code == HTTPStatus.NOT_FOUND:
-        return render(NotFound("route", f"{request.method} {request.url.path}"))
+        return _answer(request, NotFound("route", f"{request.method} {request.url.path}"))
     if isinstance(exc.__cause__, MindFuError):  # FastAPI wraps what the parser of the body raises
-        return render(exc.__cause__)
+        return _answer(request, exc.__cause__)
     refusal = InvalidRequest(f"{request.method} {request.url.path}: {exc.detail}.")
-    response = render(refusal, exc.status_code)
+    response = _answer(request, refusal, exc.status_code)
     response.headers.update(exc.headers or {})
     return response
 
