@@ -3,6 +3,8 @@
 Rows are counted in powers of two, with a moving mean of the time for each; between them the time is interpolated.
 """
 
+from bisect import bisect_left
+
 import numpy as np
 
 WEIGHT = 0.2  # of the newest step in a mean: an old load is forgotten after some ten steps
@@ -16,7 +18,7 @@ class Pace:
         self._most = most
         self._rows = 2.0 ** np.arange(int(most).bit_length() + 1)
         self._seconds = np.zeros(len(self._rows))  # 0: not seen yet
-        self._known: tuple[np.ndarray, np.ndarray] | None = None
+        self._known: tuple[list[float], list[float]] | None = None
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
@@ -29,21 +31,27 @@ class Pace:
     def seconds(self, rows: int) -> float:
         """Expected time; beyond what was seen, that of the largest step that was. Before the first step 0."""
         known_rows, known_seconds = self._table()
-        return float(np.interp(rows, known_rows, known_seconds)) if len(known_rows) else 0.0
+        at = bisect_left(known_rows, rows)
+        if at == len(known_rows):
+            return known_seconds[-1] if known_seconds else 0.0
+        if at == 0:
+            return known_seconds[0]
+        part = (rows - known_rows[at - 1]) / (known_rows[at] - known_rows[at - 1])
+        return known_seconds[at - 1] + part * (known_seconds[at] - known_seconds[at - 1])
 
     def rows_within(self, seconds: float) -> int:
         """The largest step that ends in time. What was not seen is taken to be as slow for each row as the nearest."""
         known_rows, known_seconds = self._table()
-        if not len(known_rows):
+        if not known_rows:
             return FEWEST_ROWS
         if seconds >= known_seconds[-1]:
             rows = known_rows[-1] * seconds / known_seconds[-1]
         else:
-            rows = np.interp(seconds, known_seconds, known_rows)
+            rows = float(np.interp(seconds, known_seconds, known_rows))
         return int(min(self._most, max(FEWEST_ROWS, rows)))
 
-    def _table(self) -> tuple[np.ndarray, np.ndarray]:
+    def _table(self) -> tuple[list[float], list[float]]:
         if self._known is None:
             seen = self._seconds > 0
-            self._known = self._rows[seen], np.maximum.accumulate(self._seconds[seen])
+            self._known = self._rows[seen].tolist(), np.maximum.accumulate(self._seconds[seen]).tolist()
         return self._known

@@ -275,11 +275,11 @@ class StepLoop:
         if not self._decode([*answering, *(job for job, _ in chunks)]):
             return
         for job in answering:
-            self._go_on(job)
+            self._take(self._go_on, job)
         for job, share in chunks:
             job.fed += share
             if not job.left:
-                self._start_answers(job)
+                self._take(self._start_answers, job)
         if not switch:
             self._pace.observe(context.rows, time.perf_counter() - self._step_began)
         self._flush()
@@ -327,6 +327,15 @@ class StepLoop:
         if code:
             self._decode_failed(jobs, code)
         return code == 0
+
+    def _take(self, draw: Callable[[Job], None], job: Job) -> None:
+        """Draw from what was decoded. Where that fails, it fails for this request and for no other."""
+        if job.request.over:
+            return  # a sibling failed
+        try:
+            draw(job)
+        except EngineFailed as error:
+            self._fail({job.request}, error.reason)
 
     def _start_answers(self, loaded: Job) -> None:
         """A prompt is in the cache: all answers to it begin there, each with a draw of its own."""

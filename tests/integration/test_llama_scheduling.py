@@ -10,7 +10,7 @@ import pytest
 from engines import GREEDY, alphabet_model, answer, answers, asked, running, until
 from gguf_factory import Shape, random_model
 
-from app.errors import Unavailable
+from app.errors import EngineFailed, Unavailable
 from app.llama.engine import Engine
 from app.messages import Done, Sampling
 
@@ -148,3 +148,24 @@ async def test_a_quiet_tenant_is_served_between_those_of_a_busy_one(folder: Path
         await one("quiet")
         await asyncio.gather(*busy)
         assert order.index("quiet") <= 2
+
+
+async def test_an_answer_that_fails_takes_no_other_along(folder: Path):
+    """A sampler that breaks ends its request, siblings included; the answers in the same batch go on."""
+    with running(folder / "alphabet.gguf", window=1024) as engine:
+        healthy = asyncio.create_task(answer(engine, asked(max_tokens=400)))
+        items = engine.generate(asked("broken", n=2, max_tokens=900))
+        await anext(items)
+
+        def breaks() -> None:
+            def fail(*_: object) -> int:
+                raise EngineFailed("it broke")
+
+            job = next(job for job in engine._steps._jobs if job.choice == 1)
+            job.sampler.sample = fail  # type: ignore[method-assign]
+
+        engine._steps.call(breaks)
+        with pytest.raises(EngineFailed, match="it broke"):
+            [item async for item in items]
+        assert (await healthy)[1].usage.completion_tokens == 400
+        assert engine.stats().failed == 1
