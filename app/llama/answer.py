@@ -60,6 +60,16 @@ class Answer:
         return self._state == "thinking"
 
     @property
+    def calling(self) -> str | None:
+        """What was written of a call that has begun, behind its mark; None outside of calls."""
+        if self._state == "calling":
+            return self._held
+        if self._whole and not self._said:
+            begun = self._held.lstrip().removeprefix("<|python_tag|>").lstrip()
+            return begun if begun.startswith("{") else None
+        return None
+
+    @property
     def complete(self) -> bool:
         """Whether the one call that was allowed has come."""
         return bool(self.calls) and not self._parallel

@@ -1,24 +1,86 @@
 """What an answer must follow: a response format, calls that were asked for, schemas of strict functions. Pure."""
 
-import re
+from dataclasses import dataclass
 from typing import NamedTuple
 
 from app.errors import InvalidRequest
 from app.llama.grammar import Writer, from_schema, json_object
 from app.llama.patterns import literal
-from app.llama.syntax import Syntax
+from app.llama.syntax import Family, Syntax
 from app.messages import Generate, NamedTool, Tool
 
 CALLS = 8  # in one answer, where they are constrained
 
 
-class Constraint(NamedTuple):
-    """A grammar, GBNF. trigger: a regular expression of the whole answer so far; the grammar begins with its group 1.
-    None: the grammar holds from the start.
+class Frame(NamedTuple):
+    """What a family writes around calls that follow each other. first begins with the family's opening mark."""
+
+    first: str
+    between: str
+    last: str
+
+
+FRAMES: dict[Family, Frame] = {
+    "hermes": Frame("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
+    "mistral": Frame("[TOOL_CALLS][", ", ", "]"),
+    "devstral": Frame("[TOOL_CALLS]", "[TOOL_CALLS]", ""),
+    "llama": Frame("", "", ""),  # which makes one call at once
+}
+
+
+@dataclass(frozen=True)
+class Calls:
+    """The grammar of calls of some functions.
+
+    heads: by function, what comes before its arguments; bodies: the expressions of arguments and what follows them.
     """
 
-    grammar: str
-    trigger: str | None = None
+    syntax: Syntax
+    heads: tuple[str, ...]
+    bodies: tuple[str, ...]
+    rules: tuple[str, ...]
+    more: int  # calls that may follow the first
+
+    def grammar(self) -> str:
+        """Of an answer that is nothing but calls."""
+        return "\n".join([f"root ::= {literal(self._frame.first)} ({self._any('')}) {self._rest()}", *self.rules])
+
+    def behind(self, begun: str) -> str | None:
+        """Of what may follow a call that the model has begun of its own accord: all that it wrote behind the mark.
+
+        None where no call of these functions begins so.
+        """
+        frame = self._frame.first.removeprefix(self.syntax.opening).strip()
+        begun = begun.lstrip()
+        if not any((frame + head).startswith(begun) for head in self.heads):
+            return None
+        space = "" if begun else "[ \\n]{0,2} "
+        rest = self._rest() if self.syntax.family != "hermes" else literal(self._frame.last)
+        return "\n".join([f"root ::= {space}({self._any(begun, frame)}) {rest}", *self.rules])
+
+    @property
+    def _frame(self) -> Frame:
+        return FRAMES[self.syntax.family]
+
+    def _any(self, begun: str, frame: str = "") -> str:
+        """One call, of which some letters have been written."""
+        ways = (
+            f"{literal((frame + head)[len(begun) :])} {body}"
+            for head, body in zip(self.heads, self.bodies, strict=True)
+            if (frame + head).startswith(begun)
+        )
+        return " | ".join(ways)
+
+    def _rest(self) -> str:
+        more = f"({literal(self._frame.between)} ({self._any('')})){{0,{self.more}}} " if self.more else ""
+        return more + literal(self._frame.last)
+
+
+class Constraint(NamedTuple):
+    """grammar: GBNF that holds from the start. calls: what holds in calls that the model begins itself."""
+
+    grammar: str | None
+    calls: Calls | None = None
 
 
 def constraint(request: Generate, syntax: Syntax | None, *, thinking: bool) -> Constraint | None:
@@ -28,25 +90,23 @@ def constraint(request: Generate, syntax: Syntax | None, *, thinking: bool) -> C
     """
     forced = request.tool_choice == "required" or isinstance(request.tool_choice, NamedTool)
     tools = _choosable(request)
+    more = CALLS - 1 if request.parallel_tool_calls else 0
+    if (forced or request.response_format) and request.sampling.ignore_eos:
+        message = "'ignore_eos' would go on behind the end of an answer whose form is given. Leave one of them out."
+        raise InvalidRequest(message, "ignore_eos")
     if forced and syntax:
-        return Constraint(
-            _whole(_calls(tools, syntax, parallel=request.parallel_tool_calls), syntax, thinking=thinking)
-        )
+        return Constraint(_whole(_calls(tools, syntax, more).grammar(), syntax, thinking=thinking))
     if request.response_format is not None:
         schema, param = request.response_format.json_schema, "response_format.json_schema.schema"
         grammar = json_object(param) if schema is None else from_schema(schema, strict=True, param=param)
         if tools and syntax and syntax.opening:
-            calls = _calls(tools, syntax, parallel=request.parallel_tool_calls)
+            calls = _calls(tools, syntax, more).grammar()
             grammar = "\n".join(
                 ["root ::= answer | calls", _renamed(grammar, "answer"), _without_common(_renamed(calls, "calls"))]
             )
         return Constraint(_whole(grammar, syntax, thinking=thinking))
     if syntax and any(tool.strict for tool in tools):
-        begin = re.escape(syntax.opening) if syntax.opening else r"\{"
-        return Constraint(
-            _calls(tools, syntax, parallel=request.parallel_tool_calls),
-            rf"[\s\S]*?({begin}[\s\S]*)" if syntax.opening else rf"\s*({begin}[\s\S]*)",
-        )
+        return Constraint(None, _calls(tools, syntax, more))
     return None
 
 
@@ -71,36 +131,21 @@ def _choosable(request: Generate) -> tuple[Tool, ...]:
     return request.tools
 
 
-def _calls(tools: tuple[Tool, ...], syntax: Syntax, *, parallel: bool) -> str:
+def _calls(tools: tuple[Tool, ...], syntax: Syntax, more: int) -> Calls:
     """The grammar of calls of these functions, as the family writes them."""
-    rules: list[str] = []
-    names = []
+    rules = Writer.common()
+    heads, bodies = [], []
     for at, tool in enumerate(tools):
-        writer = Writer(tool.parameters, strict=tool.strict, param=f"tools[{at}].function.parameters", prefix=f"t{at}-")
-        arguments = writer.value({"type": "object"} | tool.parameters, f"tools[{at}].function.parameters")
-        names.append(f"t{at}-call")
-        rules += [f"{names[-1]} ::= {_call(tool.name, arguments, syntax)}", *writer.rules()]
-    one = "(" + " | ".join(names) + ")"
-    most = CALLS - 1 if parallel else 0
-    roots = {
-        "hermes": f'{one} ("\\n" {one}){{0,{most}}}',
-        "mistral": f'"[TOOL_CALLS][" {one} (", " {one}){{0,{most}}} "]"',
-        "devstral": f"{one} {one}{{0,{most}}}",
-        "llama": one,
-    }
-    return "\n".join([f"root ::= {roots[syntax.family]}", *Writer.common(), *rules])
-
-
-def _call(name: str, arguments: str, syntax: Syntax) -> str:
-    quoted = name.replace("\\", "\\\\").replace('"', '\\"')
-    before = {
-        "hermes": f'<tool_call>\n{{"name": "{quoted}", "arguments": ',
-        "mistral": f'{{"name": "{quoted}", "arguments": ',
-        "devstral": f"[TOOL_CALLS]{name}[ARGS]",
-        "llama": f'{{"name": "{quoted}", "parameters": ',
-    }
-    after = {"hermes": "}\n</tool_call>", "mistral": "}", "devstral": "", "llama": "}"}
-    return f"{literal(before[syntax.family])} {arguments} {literal(after[syntax.family])}"
+        param = f"tools[{at}].function.parameters"
+        writer = Writer(tool.parameters, strict=tool.strict, param=param, prefix=f"t{at}-")
+        arguments = writer.value({"type": "object"} | tool.parameters, param)
+        quoted = tool.name.replace("\\", "\\\\").replace('"', '\\"')
+        key = "parameters" if syntax.family == "llama" else "arguments"
+        devstral = syntax.family == "devstral"
+        heads.append(f"{tool.name}[ARGS]" if devstral else f'{{"name": "{quoted}", "{key}": ')
+        bodies.append(f"t{at}-body")
+        rules += [f"t{at}-body ::= {arguments}" + ("" if devstral else ' "}"'), *writer.rules()]
+    return Calls(syntax, tuple(heads), tuple(bodies), tuple(rules), 0 if syntax.family == "llama" else more)
 
 
 def _whole(grammar: str, syntax: Syntax | None, *, thinking: bool) -> str:

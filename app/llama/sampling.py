@@ -10,7 +10,7 @@ import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import EngineFailed, InvalidRequest
+from app.errors import InvalidRequest
 from app.llama.constraint import Constraint
 from app.llama.context import Context
 from app.llama.model import Model
@@ -32,11 +32,14 @@ class Sampler:
     ) -> None:
         self._chain: int | None = None
         self._grammar: int | None = None
+        self._calls = constraint.calls if constraint else None
         self._model = model  # its vocabulary must outlive the chain
         self._chain = C.llama_sampler_chain_init(C.llama_sampler_chain_default_params())
         try:
             self._build(sampling, model, answer_tokens)
-            self._grammar = _grammar(model, constraint) if constraint else None
+            self._grammar = _grammar(model, constraint.grammar) if constraint and constraint.grammar else None
+            if self._calls and (text := self._calls.behind("")):
+                C.llama_sampler_free(_grammar(model, text))  # so that it is known to be one
         except InvalidRequest:
             self.close()
             raise
@@ -65,10 +68,10 @@ class Sampler:
     def _add(self, link: int) -> None:
         C.llama_sampler_chain_add(self._chain, link)  # the chain owns it from here
 
-    def sample(self, context: Context, row: int) -> int:
+    def sample(self, context: Context, row: int) -> int | None:
         """Draw the token that follows a row of the last batch, and count it for penalties and grammar.
 
-        Raises EngineFailed where the vocabulary has no token that the grammar wants.
+        None where the vocabulary has no token that the grammar wants.
         """
         if self._grammar is None:
             return int(C.llama_sampler_sample(self._chain, context.handle, row))
@@ -77,10 +80,23 @@ class Sampler:
         if not self._allows(token):
             token, possible = _draw(logits, self._grammar, self._chain)
             if not possible:
-                raise EngineFailed("the model's vocabulary has no token that its grammar wants")
+                return None
         C.llama_sampler_accept(self._chain, token)
         C.llama_sampler_accept(self._grammar, token)
         return token
+
+    def follow(self, calling: str | None) -> None:
+        """Hold the calls that a model begins itself to their schemas, and free it behind them.
+
+        calling: what it wrote of a call that has begun; None outside of one.
+        """
+        if self._calls is None:
+            return
+        if calling is None and self._grammar is not None:
+            C.llama_sampler_free(self._grammar)
+            self._grammar = None
+        elif calling is not None and self._grammar is None and (text := self._calls.behind(calling)):
+            self._grammar = _grammar(self._model, text)
 
     def _allows(self, token: int) -> bool:
         candidates = np.array([(token, 1.0, 0.0)], CANDIDATE)
@@ -122,13 +138,8 @@ def _biases(sampling: Sampling, model: Model) -> dict[int, float]:
     return {**sampling.logit_bias, **never}
 
 
-def _grammar(model: Model, constraint: Constraint) -> int:
-    text = constraint.grammar.encode()
-    if constraint.trigger is None:
-        made: int | None = C.llama_sampler_init_grammar(model.vocab, text, b"root")
-    else:
-        patterns = (ctypes.c_char_p * 1)(constraint.trigger.encode())
-        made = C.llama_sampler_init_grammar_lazy_patterns(model.vocab, text, b"root", patterns, 1, None, 0)
+def _grammar(model: Model, text: str) -> int:
+    made: int | None = C.llama_sampler_init_grammar(model.vocab, text.encode(), b"root")
     if not made:
         raise InvalidRequest("The schema makes a grammar that llama.cpp refuses. Simplify it.", "response_format")
     return made

@@ -375,6 +375,9 @@ class StepLoop:
         """Draw the next token of an answer from its row, and say where that ends it."""
         assert job.sampler is not None
         token = job.sampler.sample(self._context, job.row)
+        if token is None:
+            job.end("length")  # the vocabulary cannot spell what must follow
+            return
         if self._model.ends(token):
             job.end("stop")
             return
@@ -383,6 +386,7 @@ class StepLoop:
         thinking = job.text.thinking
         piece = job.text.push(self._model.piece(token))
         job.thought += thinking and job.text.thinking
+        job.sampler.follow(job.text.calling)
         top = job.request.logprobs
         told = () if top is None else (logprob(self._model, self._context.logits(job.row), token, top),)
         job.add(piece, 1, told)

@@ -1,0 +1,166 @@
+"""Calls, thoughts and given forms, from the request to the last delta, of models that would rather say other things."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from engines import asked, running
+from gguf_factory import CHATML, chain_model, vocabulary
+
+from app.errors import InvalidRequest
+from app.llama.engine import Engine
+from app.messages import Delta, Done, Generate, JsonFormat, NamedTool, Sampling, Tool
+
+pytestmark = pytest.mark.integration
+
+HERMES = "{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>{% endif %}" + CHATML
+THINKS = CHATML + "<think>{{ '\n' }}"
+UNIT = {"type": "object", "properties": {"unit": {"enum": ["c"]}}, "required": ["unit"], "additionalProperties": False}
+TOOL = Tool(name="weather", parameters=UNIT)
+STRICT = Tool(name="weather", parameters=UNIT, strict=True)
+
+
+def tokens(*parts: str) -> list[int]:
+    """A part that is a token is one, others are their letters."""
+    names = vocabulary()[0]
+    return [names.index(name) for part in parts for name in ([part] if part in names else part)]
+
+
+def says(folder: Path, *parts: str, template: str = HERMES) -> Path:
+    return chain_model(folder / "model.gguf", tokens(*parts), template=template)
+
+
+async def told(engine: Engine, request: Generate) -> tuple[str, str, list[tuple[str | None, Any]], Done]:
+    """(reasoning, text, calls, end) of the first answer."""
+    items = [item async for item in engine.generate(request)]
+    done = items.pop()
+    assert isinstance(done, Done)
+    deltas = [item for item in items if isinstance(item, Delta)]
+    pieces = [call for delta in deltas for call in delta.tool_calls]
+    calls = [
+        (begun.name, json.loads("".join(piece.arguments for piece in pieces if piece.index == begun.index)))
+        for begun in pieces
+        if begun.id
+    ]
+    return "".join(delta.reasoning for delta in deltas), "".join(delta.text for delta in deltas), calls, done
+
+
+async def test_a_call_of_a_strict_function_is_held_to_its_schema(tmp_path: Path):
+    """The model begins it and would go on with nonsense; what came before it is free."""
+    with running(says(tmp_path, "hi", "<tool_call>", "xyz"), window=1024) as engine:
+        request = asked(tools=(STRICT,), parallel_tool_calls=False)
+        assert (await told(engine, request))[1:3] == ("hi", [("weather", {"unit": "c"})])
+        free = asked(tools=(TOOL,), max_tokens=12)
+        _, text, calls, done = await told(engine, free)
+        assert text.startswith("hi<tool_call>xyzhi")
+        assert (calls, done.finish_reason) == ([], "length")
+
+
+async def test_behind_a_strict_call_the_model_is_free_again(tmp_path: Path):
+    """To talk, and to call once more."""
+    with running(says(tmp_path, "hi", "<tool_call>", "xyz"), window=1024) as engine:
+        _, text, calls, done = await told(engine, asked(tools=(STRICT,), max_tokens=400))
+        assert text.startswith("hihi")
+        assert calls[:2] == [("weather", {"unit": "c"})] * 2
+        assert done.finish_reason == "length"
+
+
+@pytest.mark.parametrize("choice", ["required", NamedTool(name="weather")])
+async def test_a_call_that_is_asked_for_comes(choice: Any, tmp_path: Path):
+    """Whatever the model would rather say."""
+    other = Tool(name="other", parameters={"type": "object", "required": ["much"]})
+    tools = (TOOL, other) if choice != "required" else (TOOL,)
+    with running(says(tmp_path, "abc", "<|im_end|>"), window=1024) as engine:
+        request = asked(tools=tools, tool_choice=choice, parallel_tool_calls=False)
+        _, text, calls, done = await told(engine, request)
+        assert (text, calls, done.finish_reason) == ("", [("weather", {"unit": "c"})], "tool_calls")
+
+
+async def test_no_call_comes_where_none_may(tmp_path: Path):
+    """tool_choice none: the mark is text, and the tools are not shown to the model."""
+    with running(says(tmp_path, "hi", "<tool_call>", "<|im_end|>"), window=1024) as engine:
+        request = asked(tools=(STRICT,), tool_choice="none")
+        assert (await told(engine, request))[1:3] == ("hi<tool_call>", [])
+        shown = (await engine.measure(request.model_copy(update={"tool_choice": "auto"}), [])).prompt_tokens
+        assert shown > (await engine.measure(request, [])).prompt_tokens + 20
+
+
+async def test_an_answer_has_the_form_that_was_asked_for(tmp_path: Path):
+    """Also where functions are offered: then it may be a call instead."""
+    schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
+    with running(says(tmp_path, "abc", "<|im_end|>"), window=1024) as engine:
+        request = asked(response_format=JsonFormat(json_schema=schema), max_tokens=100)
+        _, text, _, done = await told(engine, request)
+        assert json.loads(text)["ok"] in (True, False)
+        assert done.finish_reason == "stop"
+        _, text, calls, _ = await told(engine, request.model_copy(update={"tools": (TOOL,), "max_tokens": 200}))
+        assert calls[:1] == [("weather", {"unit": "c"})] or json.loads(text)["ok"] in (True, False)
+
+
+async def test_thoughts_that_the_template_began_are_told_apart_and_counted(tmp_path: Path):
+    """Five letters of them, and the mark that ends them."""
+    model = says(tmp_path, "m</think>yo", "<|im_end|>", template=THINKS)
+    with running(model) as engine:
+        reasoning, text, _, done = await told(engine, asked())
+        assert (reasoning, text, done.finish_reason) == ("m", "yo", "stop")
+        assert 1 <= done.usage.reasoning_tokens < done.usage.completion_tokens
+
+
+async def test_a_form_comes_behind_the_thoughts(tmp_path: Path):
+    """A template that always thinks is let think."""
+    model = says(tmp_path, "m</think>yo", "<|im_end|>", template=THINKS)
+    with running(model) as engine:
+        format_ = JsonFormat(json_schema={"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]})
+        reasoning, text, _, done = await told(engine, asked(response_format=format_, max_tokens=60))
+        assert (reasoning, json.loads(text), done.finish_reason) == ("m", {"a": 1}, "stop")
+
+
+async def test_what_ends_an_answer_is_said(tmp_path: Path):
+    """The stop string, by its name."""
+    with running(says(tmp_path, "abcdef")) as engine:
+        _, text, _, done = await told(engine, asked(stop=("de", "zz")))
+        assert (text, done.ends[0].stop, done.ends[0].finish_reason) == ("abc", "de", "stop")
+
+
+@pytest.mark.parametrize(
+    ("fields", "param"),
+    [
+        ({"tool_choice": NamedTool(name="none")}, "tool_choice"),
+        ({"tools": (), "tool_choice": "required"}, "tool_choice"),
+        ({"tool_choice": "required", "sampling": Sampling(ignore_eos=True)}, "ignore_eos"),
+        ({"sampling": Sampling(logit_bias={99_999: 1.0})}, "logit_bias"),
+        ({"response_format": JsonFormat(json_schema={"not": {}})}, "response_format.json_schema.schema.not"),
+        ({"tools": (Tool(name="f", parameters={"not": {}}, strict=True),)}, "tools[0].function.parameters.not"),
+    ],
+)
+async def test_what_cannot_be_honoured_is_refused_by_its_name(fields: dict[str, Any], param: str, tmp_path: Path):
+    """Before the first item."""
+    with running(says(tmp_path, "abc"), window=1024) as engine:
+        with pytest.raises(InvalidRequest) as refusal:
+            await told(engine, asked(**{"tools": (TOOL,), **fields}))
+        assert refusal.value.param == param
+
+
+async def test_biases_change_what_comes(tmp_path: Path):
+    """A token may be forbidden, or all but one."""
+    (a,), (z,) = tokens("a"), tokens("z")
+    with running(says(tmp_path, "abc", "<|im_end|>"), window=1024) as engine:
+        assert "a" not in (await told(engine, asked(sampling=Sampling(temperature=0, logit_bias={a: -100}))))[1][:1]
+        biased = Sampling(temperature=0, logit_bias={z: 100})
+        assert (await told(engine, asked(sampling=biased, max_tokens=4)))[1] == "zzzz"
+        endless = Sampling(temperature=0, ignore_eos=True)
+        assert (await told(engine, asked(sampling=endless, max_tokens=9)))[3].finish_reason == "length"
+
+
+async def test_likelihoods_are_the_models_own(tmp_path: Path):
+    """Of 268 tokens one has a logit of 17 and the others 0; what was asked of the sampler does not count."""
+    with running(says(tmp_path, "abc", "<|im_end|>"), window=1024) as engine:
+        request = asked(logprobs=2, sampling=Sampling(temperature=0, top_k=1))
+        items = [item async for item in engine.generate(request)]
+        found = [each for item in items if isinstance(item, Delta) for each in item.logprobs]
+        assert [each.chosen.data for each in found] == [b"a", b"b", b"c"]
+        for each in found:
+            assert each.chosen == each.top[0]
+            assert each.chosen.logprob == pytest.approx(0.0, abs=1e-3)
+            assert each.top[1].logprob == pytest.approx(-17.0, abs=0.5)
