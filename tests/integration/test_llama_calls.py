@@ -112,7 +112,7 @@ async def test_a_form_comes_behind_the_thoughts(tmp_path: Path):
     model = says(tmp_path, "m</think>yo", "<|im_end|>", template=THINKS)
     with running(model) as engine:
         format_ = JsonFormat(json_schema={"type": "object", "properties": {"a": {"const": 1}}, "required": ["a"]})
-        reasoning, text, _, done = await told(engine, asked(response_format=format_, max_tokens=60))
+        reasoning, text, _, done = await told(engine, asked(response_format=format_, max_tokens=200))
         assert (reasoning, json.loads(text), done.finish_reason) == ("m", {"a": 1}, "stop")
 
 
