@@ -5,7 +5,7 @@ No other module reads `os.environ`. Each part is handed its own slice.
 
 import os
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -15,6 +15,8 @@ from app.prompt import Placement
 
 DEMO_MODEL = "demo"
 IMPORT_PATH = "deployments.graph:build"  # of the applications in serve_config.yaml that are MindFu
+
+CacheType = Literal["f16", "q8_0", "q4_0"]  # 16, 8.5 and 4.5 bits a number
 
 
 class LLMSettings(Strict):
@@ -28,6 +30,9 @@ class LLMSettings(Strict):
     cache_tokens: int | None = Field(None, ge=128)  # what all sequences may hold together; None: slots × window
     prefix_tokens: int | None = Field(None, ge=0)  # of it, what finished requests may leave; None: all, 0: nothing
     queue: int = Field(64, ge=0)  # requests that may wait for a slot; one more is a 429
+    cache_type_k: CacheType = "f16"  # how the cache stores keys: q8_0 takes half of the memory, for little loss
+    cache_type_v: CacheType = "f16"  # and values: other than f16 they need flash attention
+    flash_attention: Literal["auto", "on", "off"] = "auto"  # auto: where llama.cpp has it for the model and device
     threads: int | None = Field(None, ge=1)  # None: 1 for models under 100 MB, else the CPUs free to this replica
     gpu_layers: int = Field(0, ge=-1)  # -1: all of them
     batch_tokens: int = Field(512, ge=32)  # tokens of one decode step: running sequences first, then prompt chunks
@@ -43,6 +48,9 @@ class LLMSettings(Strict):
             raise ValueError(message)
         if self.cache_tokens is not None and self.cache_tokens < self.window:
             message = f"cache_tokens is {self.cache_tokens}, it must not be below window, {self.window}"
+            raise ValueError(message)
+        if self.cache_type_v != "f16" and self.flash_attention == "off":
+            message = f"cache_type_v is {self.cache_type_v}, which needs flash_attention on or auto, not off"
             raise ValueError(message)
         return self
 

@@ -2,6 +2,7 @@
 
 import ctypes
 from collections.abc import Sequence
+from typing import Literal, NamedTuple
 
 import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 import numpy as np
@@ -9,10 +10,26 @@ from numpy.typing import NDArray
 
 from app.errors import Misconfigured
 from app.llama.adapters import Adapter
-from app.llama.model import Model, Tokens
+from app.llama.model import Model, Tokens, library
+from app.settings import CacheType
 
 NO_ROOM = 1  # llama_decode: no free cells for the batch, nothing was changed
 MOST_SEQUENCES = 256  # llama.cpp's own limit
+
+TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0, "q4_0": C.GGML_TYPE_Q4_0}
+FLASH = {
+    "auto": C.LLAMA_FLASH_ATTN_TYPE_AUTO,
+    "on": C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": C.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
+
+
+class Storage(NamedTuple):
+    """How the cache stores keys and values, and how they are read."""
+
+    keys: CacheType = "f16"
+    values: CacheType = "f16"
+    flash: Literal["auto", "on", "off"] = "auto"
 
 
 class Context:
@@ -21,16 +38,28 @@ class Context:
     In a batch, tokens can be sampled at `outputs` rows at most. It is built in arrays that llama.cpp reads in place.
     """
 
-    def __init__(self, model: Model, *, cells: int, sequences: int, batch_tokens: int, threads: int) -> None:
+    def __init__(
+        self,
+        model: Model,
+        *,
+        cells: int,
+        sequences: int,
+        batch_tokens: int,
+        threads: int,
+        storage: Storage = Storage(),  # noqa: B008 — it is a constant
+    ) -> None:
         params = C.llama_context_default_params()
         params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_outputs_max = self.outputs = sequences  # fewer llama.cpp does not accept
         params.n_threads = params.n_threads_batch = threads
+        params.type_k, params.type_v = TYPES[storage.keys], TYPES[storage.values]
+        params.flash_attn_type = FLASH[storage.flash]
+        library().errors.clear()
         self.handle = C.llama_init_from_model(model.handle, params)
         if not self.handle:
-            remedy = "Lower llm.window, llm.slots or llm.cache_tokens"
-            raise Misconfigured("llm.window", f"no memory for a cache of {cells} tokens", remedy)
+            problem = f"llama.cpp makes no cache of {cells} tokens, {storage} ({library().reason()})"
+            raise Misconfigured("llm.window", problem, "Lower llm.window, llm.slots or llm.cache_tokens")
         self._memory = C.llama_get_memory(self.handle)
         self._model = model  # must outlive the context
         self._adapter: Adapter | None = None

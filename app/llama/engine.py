@@ -7,11 +7,12 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from app.errors import ContextTooLong, InvalidRequest, Misconfigured
+from app.llama import memory
 from app.llama.adapters import Adapter, Adapters
 from app.llama.admission import Admission
 from app.llama.answer import Answer
 from app.llama.constraint import constraint
-from app.llama.context import Context
+from app.llama.context import Context, Storage
 from app.llama.job import Request, Stream, seeded
 from app.llama.model import Model
 from app.llama.prefix import PrefixCache
@@ -32,6 +33,7 @@ class Engine:
     """
 
     def __init__(self, path: Path, settings: LLMSettings) -> None:
+        memory.check(path, settings)
         self._settings = settings
         self._bytes = path.stat().st_size
         self._model = Model(path, gpu_layers=settings.gpu_layers)
@@ -45,7 +47,12 @@ class Engine:
         sequences = settings.slots + (KEPT_SEQUENCES if keeps else 0)
         threads = settings.threads or default_threads(self._bytes)
         self._context = Context(
-            self._model, cells=self._cells, sequences=sequences, batch_tokens=settings.batch_tokens, threads=threads
+            self._model,
+            cells=self._cells,
+            sequences=sequences,
+            batch_tokens=settings.batch_tokens,
+            threads=threads,
+            storage=Storage(settings.cache_type_k, settings.cache_type_v, settings.flash_attention),
         )
         kept = self._cells if settings.prefix_tokens is None else settings.prefix_tokens
         self._prefixes = PrefixCache(self._context, sequences=sequences, limit=kept if keeps else 0)
