@@ -21,6 +21,7 @@ from app.recorder import Recorder
 from app.responses import Responses
 from app.settings import RagSettings
 from app.spool import Spool
+from app.turns import Answered
 from deployments.answering import Answering
 from deployments.guard import Guard
 from deployments.metrics import Metrics
@@ -361,7 +362,7 @@ async def test_a_response_is_not_deleted_under_a_turn_that_is_being_recorded(
     made = await server.client.responses.create(model="m", input="a")
     assert made.conversation
     (turn,) = (await server.conversations.get("default", made.conversation.id)).turns
-    given = {name: getattr(turn, name) for name in type(turn).model_fields if name not in {"id", "parent_id"}}
+    given = {name: getattr(turn, name) for name in Answered.model_fields if name != "id"}
     given |= {"request_id": "req_later", "messages": (*turn.messages, turn.answer, Message(role="user", content="b"))}
     async with pool.acquire() as connection:
         transaction = connection.transaction()
@@ -491,8 +492,8 @@ async def test_a_response_that_waits_to_be_recorded_is_not_denied(server: Server
     made = await server.client.responses.create(model="m", input="a", store=False)
     assert made.conversation
     turn = (await server.conversations.get("default", made.conversation.id)).turns[0]
-    given = {name: getattr(turn, name) for name in type(turn).model_fields if name != "parent_id"}
-    server.recorder.spool.add(Turn(**given))
+    given = {name: getattr(turn, name) for name in Answered.model_fields}
+    server.recorder.spool.add(Turn(messages=turn.messages, **given))
     answer = await server.http.get(f"/v1/responses/{made.id}")
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
 
