@@ -8,7 +8,7 @@ from typing import Any
 import anthropic
 import httpx2
 import openai
-from fastapi import FastAPI
+from fastapi import APIRouter, FastAPI
 
 from app.messages import Delta, Done, Generate, Measure, Passage, Search
 from app.settings import RagSettings, Settings
@@ -17,6 +17,16 @@ from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import generation, messages, refusals
 from tests.fakes import Handle, Recorder, Streamed
+
+
+def application(*routers: APIRouter, metrics: Metrics | None = None, max_body: int = 1_000_000) -> FastAPI:
+    """Some routes behind the guard, with errors rendered as they are."""
+    app = FastAPI()
+    app.add_middleware(Guard, api_key=None, max_body=max_body, max_upload=2000, metrics=metrics or Metrics())
+    refusals.register(app)
+    for router in routers:
+        app.include_router(router)
+    return app
 
 
 class Server:
@@ -33,9 +43,6 @@ class Server:
             llm, Handle(search=self._search), self.recorder, RagSettings(enabled=False), 30.0, self.metrics
         )
         self.answers: list[AsyncGenerator[Any]] = []  # kept, so that no garbage collector closes them
-        app = FastAPI()
-        app.add_middleware(Guard, api_key=None, max_body=max_body, max_upload=2000, metrics=self.metrics)
-        refusals.register(app)
         answering = SimpleNamespace(answer=self._answer)
         gateway = SimpleNamespace(
             answering=answering,
@@ -44,9 +51,8 @@ class Server:
             llm=llm,
             settings=Settings(),
         )
-        app.include_router(generation.routes(gateway))
-        app.include_router(messages.routes(gateway))
-        self.app = app
+        routers = generation.routes(gateway), messages.routes(gateway)
+        self.app = application(*routers, metrics=self.metrics, max_body=max_body)
 
     def http(self) -> httpx2.AsyncClient:
         """A plain client."""

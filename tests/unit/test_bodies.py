@@ -5,11 +5,11 @@ import time
 
 import httpx
 import pytest
-from fastapi import APIRouter, FastAPI
+from fastapi import APIRouter
 from pydantic import BaseModel, JsonValue
 
-from deployments.routes import refusals
 from deployments.routes.bodies import MOST_DEPTH, MOST_VALUES, Route
+from tests.server import application
 
 
 class Anything(BaseModel):
@@ -23,10 +23,8 @@ async def post(body: bytes, kind: str = "application/json") -> httpx.Response:
     async def echo(body: Anything) -> dict[str, JsonValue]:
         return {"value": body.value}
 
-    app = FastAPI()
-    refusals.register(app)
-    app.include_router(router)
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+    transport = httpx.ASGITransport(application(router, max_body=4_000_000))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         return await http.post("/", content=body, headers={"content-type": kind})
 
 

@@ -5,13 +5,13 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
-from fastapi import FastAPI
 from openai.types import CreateEmbeddingResponse
 
 from app.messages import ModelCard
-from deployments.routes import operations, refusals
+from deployments.routes import operations
 from tests.fakes import Handle
 from tests.openai_schema import validate
+from tests.server import application
 
 CARD = ModelCard(name="m", window=2048, parameters=1, file_bytes=1, description="a small one")
 
@@ -30,10 +30,8 @@ async def request(method: str, path: str, body: object = None) -> httpx.Response
         embedder_name="e",
         embedder_dimension=3,
     )
-    app = FastAPI()
-    refusals.register(app)
-    app.include_router(operations.routes(gateway))
-    async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://localhost") as http:
+    transport = httpx.ASGITransport(application(operations.routes(gateway)))
+    async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
         return await http.request(method, path, json=body)
 
 
