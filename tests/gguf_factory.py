@@ -115,6 +115,44 @@ def chain_model(path: Path, said: Sequence[int], shape: Shape = CHAIN, *, templa
     return _written(writer, path)
 
 
+def recurrent_model(path: Path, *, width: int = 64, layers: int = 2, state: int = 16, seed: int = 0) -> Path:
+    """A Mamba of random weights: its cache is one state per sequence, in which no token has a cell of its own."""
+    tokens, rng, inner, rank = vocabulary()[0], np.random.default_rng(seed), 2 * width, 4
+    writer = gguf.GGUFWriter(path, "mamba")
+    writer.add_context_length(WINDOW)
+    writer.add_embedding_length(width)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(0)
+    writer.add_head_count(0)
+    writer.add_ssm_conv_kernel(4)
+    writer.add_ssm_inner_size(inner)
+    writer.add_ssm_state_size(state)
+    writer.add_ssm_time_step_rank(rank)
+    writer.add_layer_norm_rms_eps(1e-5)
+    _add_vocabulary(writer, CHATML)
+
+    def add(name: str, *shape: int, scale: float = 1.0) -> None:
+        weights = rng.standard_normal(shape, np.float32) * np.float32(scale / np.sqrt(shape[-1]))
+        writer.add_tensor(name, weights)
+
+    add("token_embd.weight", len(tokens), width)
+    add("output.weight", len(tokens), width, scale=8.0)
+    writer.add_tensor("output_norm.weight", np.ones(width, np.float32))
+    for layer in range(layers):
+        block = f"blk.{layer}"
+        writer.add_tensor(f"{block}.attn_norm.weight", np.ones(width, np.float32))
+        add(f"{block}.ssm_in.weight", 2 * inner, width)
+        add(f"{block}.ssm_conv1d.weight", inner, 4)
+        writer.add_tensor(f"{block}.ssm_conv1d.bias", np.zeros(inner, np.float32))
+        add(f"{block}.ssm_x.weight", rank + 2 * state, inner)
+        add(f"{block}.ssm_dt.weight", inner, rank)
+        writer.add_tensor(f"{block}.ssm_dt.bias", np.zeros(inner, np.float32))
+        writer.add_tensor(f"{block}.ssm_a", np.full((inner, state), -0.01, np.float32))  # forgets slowly
+        writer.add_tensor(f"{block}.ssm_d", np.ones(inner, np.float32))
+        add(f"{block}.ssm_out.weight", width, inner, scale=4.0)
+    return _written(writer, path)
+
+
 def constant_adapter(path: Path, token: int, *, strength: float = 2.0) -> Path:
     """A LoRA that makes a `chain_model` say one token over and over. strength: of its logit, where 1 is the model's."""
     size = len(vocabulary()[0])
@@ -155,9 +193,14 @@ def _adapter(
 
 
 def _writer(path: Path, shape: Shape, template: str | None) -> gguf.GGUFWriter:
-    tokens, types = vocabulary(shape.fillers)
     writer = gguf.GGUFWriter(path, "llama")
-    _add_sizes(writer, shape, len(tokens), template)
+    _add_sizes(writer, shape, len(vocabulary(shape.fillers)[0]), template)
+    _add_vocabulary(writer, None, shape.fillers)
+    return writer
+
+
+def _add_vocabulary(writer: gguf.GGUFWriter, template: str | None, fillers: int = 0) -> None:
+    tokens, types = vocabulary(fillers)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(tokens)
@@ -166,7 +209,8 @@ def _writer(path: Path, shape: Shape, template: str | None) -> gguf.GGUFWriter:
     writer.add_bos_token_id(tokens.index("<|endoftext|>"))
     writer.add_eos_token_id(tokens.index("<|im_end|>"))
     writer.add_add_bos_token(False)
-    return writer
+    if template is not None:
+        writer.add_chat_template(template)
 
 
 def _add_sizes(writer: gguf.GGUFWriter, shape: Shape, size: int, template: str | None) -> None:

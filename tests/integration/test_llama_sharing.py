@@ -8,7 +8,7 @@ from statistics import median
 
 import pytest
 from engines import GREEDY, alphabet_model, answer, answers, asked, idle, running, sequences_held, until
-from gguf_factory import Shape, random_model
+from gguf_factory import Shape, random_model, recurrent_model
 
 from app.errors import InvalidRequest
 from app.llama.engine import Engine
@@ -211,3 +211,20 @@ async def test_who_leaves_takes_all_choices_along(engine: Engine):
     await idle(engine)
     await until(lambda: sequences_held(engine) == engine.stats().kept_sequences)
     assert engine.stats().cells_reserved == 0
+
+
+async def test_a_model_without_a_cell_for_each_token_is_prefilled(tmp_path: Path):
+    """A recurrent state cannot be cut: nothing is kept and nothing drafted, and answers are what they are alone.
+
+    Several answers still share one prefill, because a state can be copied whole.
+    """
+    with running(recurrent_model(tmp_path / "mamba.gguf"), speculation=16) as engine:
+        requests = [asked(f"{number} ab ab ab " * number, max_tokens=20) for number in range(1, 6)]
+        alone = [await answer(engine, request) for request in requests]
+        together = await asyncio.gather(*[answer(engine, request) for request in requests])
+        assert [text for text, _ in together] == [text for text, _ in alone]
+        assert len({text for text, _ in alone}) > 1
+        several, _ = await answers(engine, requests[0].model_copy(update={"n": 3}))
+        assert several == [alone[0][0]] * 3
+        stats = engine.stats()
+        assert (stats.cached_tokens, stats.kept_sequences, stats.drafted_tokens, stats.failed) == (0, 0, 0, 0)
