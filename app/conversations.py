@@ -16,6 +16,7 @@ Every method raises Unavailable while PostgreSQL is away. Ids are UUIDs; one tha
 import hashlib
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime
 from typing import NamedTuple
 from uuid import UUID, uuid4
 
@@ -32,17 +33,19 @@ from app.turn_rows import (
     MESSAGES,
     RESENT,
     columns,
+    feedback,
     messages_json,
     passages,
     path_messages,
     recorded_turn,
     summary,
 )
-from app.turns import Conversation, ConversationSummary, Turn, TurnStatus
+from app.turns import Conversation, ConversationSummary, Feedback, Turn, TurnStatus, Wanted
 
 __all__ = ["Conversations", "Place", "Recorded", "Turn", "TurnStatus"]
 
 SQL = queries("conversations.sql")
+FEEDBACK = queries("feedback.sql")
 TITLE_CHARS = 80
 
 
@@ -94,12 +97,30 @@ class Conversations:
                 return Recorded(str(found["id"]), str(found["conversation_id"]))
         return Recorded(turn.id, str(conversation))
 
-    async def list(self, tenant: str, *, limit: int = 100, after: str | None = None) -> tuple[ConversationSummary, ...]:
-        """The latest conversations first. after: the id that the page before ended with. Empty: there are no more."""
+    async def list(
+        self,
+        tenant: str,
+        *,
+        limit: int = 100,
+        after: str | ConversationSummary | None = None,
+        wanted: Wanted | None = None,
+    ) -> tuple[ConversationSummary, ...]:
+        """The latest conversations first. after: what the page before ended with. Empty: there are no more.
+
+        after: an id stands where its conversation stands now, a summary where it stood; such a place outlives both a
+        new turn and a deletion.
+        """
+        wanted = wanted or Wanted()
+        filters = (_aware(wanted.since), _aware(wanted.before), _hidden(wanted.model), wanted.rating)
         async with self._connection() as connection:
-            if after is not None and not await connection.fetchval(SQL["known"], _uuid(after), hide(tenant)):
-                raise NotFound("conversation", after)
-            rows = await connection.fetch(SQL["recent"], hide(tenant), after and _uuid(after), limit)
+            place = (UUID(after.id), after.updated_at) if isinstance(after, ConversationSummary) else (None, None)
+            if isinstance(after, str):
+                row = await connection.fetchrow(SQL["conversation"], _uuid(after), hide(tenant))
+                if row is None:
+                    raise NotFound("conversation", after)
+                place = (row["id"], row["updated_at"])
+            found = (hide(tenant), place[0], limit, *filters, _hidden(wanted.text), place[1])
+            rows = await connection.fetch(SQL["recent"], *found)
         return tuple(summary(row) for row in rows)
 
     async def get(self, tenant: str, conversation_id: str) -> Conversation:
@@ -110,12 +131,15 @@ class Conversations:
             if row is None:
                 raise NotFound("conversation", conversation_id)
             turns = await connection.fetch(SQL["turns"], wanted)
+            judged: dict[UUID, list[Feedback]] = {}
+            for judgement in await connection.fetch(FEEDBACK["of_conversation"], wanted):
+                judged.setdefault(judgement["turn_id"], []).append(feedback(judgement))
         return Conversation(
             id=str(row["id"]),
             title=show(row["title"]),
             created_at=row["created_at"],
             updated_at=row["updated_at"],
-            turns=tuple(recorded_turn(turn) for turn in turns),
+            turns=tuple(recorded_turn(turn, judged.get(turn["id"], ())) for turn in turns),
         )
 
     async def delete(self, tenant: str, conversation_id: str) -> None:
@@ -127,6 +151,15 @@ class Conversations:
             if await connection.fetchval(SQL["delete"], wanted, hide(tenant)) is None:
                 raise NotFound("conversation", conversation_id)
             await connection.execute(SQL["sweep_texts"], texts)
+
+    async def asked_of(self, tenant: str, turn_id: str) -> tuple[Message, ...]:
+        """The messages of a turn's request as its client sent them, system prompts included. Raises NotFound."""
+        wanted = _uuid(turn_id, "turn")
+        async with self._connection() as connection, connection.transaction(isolation="repeatable_read"):
+            messages, turn = await asked(connection, tenant, wanted)
+        if turn is None:
+            raise NotFound("turn", turn_id)
+        return messages
 
     async def prompt_of(self, tenant: str, turn_id: str) -> tuple[Message, ...]:
         """The messages that the model saw for a turn, system prompts and passages included. Raises NotFound."""
@@ -154,6 +187,14 @@ async def asked(
         prompt = Message(role="system", content=show(row["text"]), name=row["name"] and show(row["name"]))
         messages.insert(row["position"], prompt)
     return tuple(messages), path[-1] if path else None
+
+
+def _hidden(text: str | None) -> str | None:
+    return None if text is None else hide(text)
+
+
+def _aware(time: datetime | None) -> datetime | None:
+    return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
 
 
 class _AlreadyRecorded(Exception):

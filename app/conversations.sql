@@ -39,13 +39,26 @@ insert into texts (sha256, text) select * from unnest($1::bytea[], $2::text[]) o
 insert into system_prompts (turn_id, position, name, sha256)
 select $1, * from unnest($2::int[], $3::text[], $4::bytea[])
 
--- recent: the conversations of a tenant, latest first, behind the one in $2
+-- recent: the conversations of a tenant that are wanted, latest first, behind the place in $2, $9
 select c.id, c.title, c.created_at, c.updated_at, t.turns, l.model
 from conversations c
 cross join lateral (select count(*) as turns from turns where conversation_id = c.id) t
 cross join lateral (select model from turns where conversation_id = c.id order by number desc limit 1) l
 where c.tenant = $1
-  and ($2::uuid is null or (c.updated_at, c.id) < (select updated_at, id from conversations where id = $2))
+  and ($2::uuid is null or (c.updated_at, c.id) < ($9::timestamptz, $2))
+  and ($4::timestamptz is null or c.updated_at >= $4)
+  and ($5::timestamptz is null or c.updated_at < $5)
+  and ($6::text is null or c.id in (select conversation_id from turns where tenant = $1 and model = $6))
+  and ($7::text is distinct from 'up' or c.id in (
+        select conversation_id from turns join feedback on turn_id = turns.id where tenant = $1 and rating > 0))
+  and ($7::text is distinct from 'down' or c.id in (
+        select conversation_id from turns join feedback on turn_id = turns.id where tenant = $1 and rating < 0))
+  and ($7::text is distinct from 'none' or c.id not in (
+        select conversation_id from turns join feedback on turn_id = turns.id
+        where tenant = $1 and rating is not null))
+  and ($8::text is null or c.id in (
+        select conversation_id from turns
+        where tenant = $1 and turn_words(answer, messages) @@ websearch_to_tsquery('simple', $8)))
 order by c.updated_at desc, c.id desc
 limit $3
 

@@ -8,7 +8,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from app.messages import Message, Passage, Sampling, Timings, Usage
 from app.nul import hide, hide_json, show, show_json
-from app.turns import ConversationSummary, RecordedTurn, Turn
+from app.turns import ConversationSummary, Feedback, RecordedTurn, Turn
 
 T = TypeVar("T")
 
@@ -65,7 +65,18 @@ def columns(turn: Turn) -> tuple[object, ...]:
     )
 
 
-def recorded_turn(row: asyncpg.Record) -> RecordedTurn:
+def feedback(row: asyncpg.Record) -> Feedback:
+    return Feedback(
+        author=show(row["author"]),
+        rating=row["rating"],
+        comment=row["comment"] and show(row["comment"]),
+        correction=row["correction"] and load(ANSWER, row["correction"]),
+        created_at=row["created_at"],
+        updated_at=row["updated_at"],
+    )
+
+
+def recorded_turn(row: asyncpg.Record, feedback: Iterable[Feedback] = ()) -> RecordedTurn:
     usage = None if row["prompt_tokens"] is None else {field: row[field] or 0 for field in Usage.model_fields}
     timings = None if row["queued_s"] is None else {field: row[field] for field in Timings.model_fields}
     return RecordedTurn(
@@ -91,6 +102,7 @@ def recorded_turn(row: asyncpg.Record) -> RecordedTurn:
         client=row["client"] and show(row["client"]),
         extras=load(EXTRAS, row["extras"]),
         created_at=row["created_at"],
+        feedback=tuple(feedback),
     )
 
 

@@ -50,11 +50,33 @@ class Turn(Answered):
     messages: tuple[Message, ...]  # all that the client sent, system prompts included, without the sources
 
 
+class Feedback(Strict):
+    """What someone thinks of a turn. author: as the client named them, or nobody ("")."""
+
+    author: str
+    rating: float | None = None  # from -1, bad, to 1, good
+    comment: str | None = None
+    correction: Message | None = None  # the answer as it should have been
+    created_at: datetime
+    updated_at: datetime
+
+
 class RecordedTurn(Answered):
-    """A turn as the store keeps it: only what it added to its parent."""
+    """A turn as the store keeps it: only what it added to its parent. feedback: told with whole conversations only."""
 
     parent_id: str | None  # None: nothing that we recorded came before
     messages: tuple[Message, ...]  # the new ones, without system prompts
+    feedback: tuple[Feedback, ...] = ()  # the latest last
+
+
+class Wanted(Strict):
+    """Which conversations. A date without a zone is in UTC. text: as people write it to a search engine."""
+
+    since: datetime | None = None  # of the latest turn
+    before: datetime | None = None
+    model: str | None = None  # that answered any turn
+    rating: Literal["up", "down", "none"] | None = None  # of any turn, above or below 0; none: no turn was judged
+    text: str | None = None
 
 
 class ConversationSummary(Strict):
