@@ -62,6 +62,7 @@ class PrefixCache:
         self._cells, self._limit = cells, limit
         self._free = list(range(sequences))
         self._kept: dict[int, Holding] = {}  # by sequence, the least recently used first
+        self.shares = limit > 0
         self.counts = PrefixCounts()
 
     def begin(self, owner: Hashable, prompt: Tokens, running: Iterable[Holding] = ()) -> tuple[int, int]:
@@ -69,7 +70,7 @@ class PrefixCache:
 
         The last is decoded again in any case, because its logits begin the answer.
         """
-        donor, length = self._donor(owner, prompt[:-1], running)
+        donor, length = self._donor(owner, prompt[:-1], running) if self.shares else (-1, 0)
         if donor in self._kept:
             self._touch(donor)
         sequence = self.take()

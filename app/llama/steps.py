@@ -24,11 +24,12 @@ from app.llama.context import NO_ROOM, Context
 from app.llama.job import Item, Job, Request, Stream, share_prefill
 from app.llama.model import Model
 from app.llama.pace import FEWEST_ROWS, Pace
-from app.llama.prefix import PrefixCache
+from app.llama.prefix import PrefixCache, common_prefix
 from app.llama.sampling import logprob
 from app.llama.speculation import continuation, worthwhile
 from app.llama.turns import Turns
 
+WORTH_WAITING = 32  # tokens of a prompt
 log = logging.getLogger(__name__)
 
 
@@ -85,12 +86,13 @@ class StepLoop:
         self._admitted: list[Request] = []  # and the thread has not seen them
         self._chores: list[tuple[Callable[[], None], Future[None]]] = []
         self._jobs: list[Job] = []  # the thread's own, in order of admission
+        self._patient: list[Request] = []  # admitted; they wait for a beginning that another one loads
         self._outgoing: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = defaultdict(list)
         self._flushed = 0.0
         self._mean_service_s = 1.0  # of a request that was admitted, moving
         self._drained: Future[None] | None = None  # since somebody asked for it
         self._closing = False
-        self._step_began = 0.0  # 0 between steps
+        self._busy_since = 0.0  # with the present step; 0 while there is nothing to do
         self._stats = Stats(admission.slots, admission.cells, admission.queue)
         self._thread = threading.Thread(target=self._run, name="llama-steps", daemon=True)
         self._thread.start()
@@ -163,7 +165,7 @@ class StepLoop:
         """Raise EngineFailed where the loop has ended, or one step takes longer than this."""
         if not self._thread.is_alive():
             raise EngineFailed("the step loop has ended")
-        began = self._step_began
+        began = self._busy_since
         if began and time.perf_counter() - began > step_timeout_s:
             raise EngineFailed(f"a decode step has not come back within {step_timeout_s:.0f} s")
 
@@ -215,19 +217,19 @@ class StepLoop:
 
     def _run(self) -> None:
         while self._await_work():
-            if not self._jobs:
-                continue
-            self._stats.steps += 1
-            self._step_began = time.perf_counter()
-            try:
-                self._step()
-            except Exception as error:  # the loop's edge: whatever it is, it ends these requests and not the loop
-                log.exception("A step failed")
-                self._fail({job.request for job in self._jobs}, str(error))
-            self._stats.step_s += time.perf_counter() - self._step_began
-            self._step_began = 0.0
+            if self._jobs:
+                self._stats.steps += 1
+                began = time.perf_counter()
+                try:
+                    self._step(began)
+                except Exception as error:  # the loop's edge: whatever it is, it ends these requests and not the loop
+                    log.exception("A step failed")
+                    self._fail({job.request for job in self._jobs}, str(error))
+                self._stats.step_s += time.perf_counter() - began
+            self._busy_since = 0.0
         with self._change:
-            unfinished = {*(job.request for job in self._jobs), *self._admitted, *self._admission.waiting}
+            running = [job.request for job in self._jobs]
+            unfinished = {*running, *self._patient, *self._admitted, *self._admission.waiting}
             chores, self._chores = self._chores, []
         for _, future in chores:
             future.set_exception(EngineFailed("the engine is closed"))
@@ -235,13 +237,15 @@ class StepLoop:
 
     def _await_work(self) -> bool:
         with self._change:
-            while not (self._jobs or self._admitted or self._chores or self._closing):
+            while not (self._jobs or self._patient or self._admitted or self._chores or self._closing):
                 self._change.wait()
             entered, self._admitted = self._admitted, []
             chores, self._chores = self._chores, []
+        self._busy_since = time.perf_counter()
         for request in {job.request for job in self._jobs if job.request.cancelled}:
             self._retire(request, keep=True)
-        for request in entered:
+        patient, self._patient = [*self._patient, *entered], []
+        for request in patient:
             self._begin(request)
         for chore, future in chores:
             _do(chore, future)
@@ -251,17 +255,27 @@ class StepLoop:
         if request.cancelled:
             self._retire(request, keep=False)
             return
+        if self._is_loading(request):
+            self._patient.append(request)
+            return
         job = request.jobs[0]
         running = [other.holding for other in self._jobs if other.request.owner == request.owner]
         job.begin(*self._prefixes.begin(request.owner, request.prompt, running))
         request.cached_tokens = job.fed
         self._jobs.append(job)
 
+    def _is_loading(self, request: Request) -> bool:
+        """Whether much of how a prompt begins is being loaded for another: it is soon there to share."""
+        if not self._prefixes.shares:
+            return False
+        loading = (job for job in self._jobs if job.left and job.request.owner == request.owner)
+        return any(common_prefix(job.request.prompt, request.prompt) - job.fed >= WORTH_WAITING for job in loading)
+
     # The thread: one step
 
-    def _step(self) -> None:
+    def _step(self, began: float) -> None:
         context, adapters = self._context, dict.fromkeys(job.request.adapter for job in self._jobs)
-        adapter = self._turns.next(list(adapters), self._step_began)
+        adapter = self._turns.next(list(adapters), began)
         switch = context.use(adapter)
         self._stats.adapter_switches += switch
         jobs = [job for job in self._jobs if job.request.adapter is adapter]
@@ -281,7 +295,7 @@ class StepLoop:
             if not job.left:
                 self._take(self._start_answers, job)
         if not switch:
-            self._pace.observe(context.rows, time.perf_counter() - self._step_began)
+            self._pace.observe(context.rows, time.perf_counter() - began)
         self._flush()
 
     def _add_answers(self, jobs: list[Job], *, speculate: bool) -> None:
