@@ -207,13 +207,14 @@ class Measure(Strict):
 
 
 class ModelCard(Strict):
-    """What a replica serves."""
+    """What a replica serves. loaded: whether it answers at once; before it ever was, its own metadata are not known."""
 
     name: str
     window: int  # tokens, prompt and answer
-    parameters: int
-    file_bytes: int
+    parameters: int | None
+    file_bytes: int | None
     description: str  # as the model's own metadata say
+    loaded: bool = True
 
 
 class Search(Strict):

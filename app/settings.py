@@ -19,6 +19,19 @@ IMPORT_PATH = "deployments.graph:build"  # of the applications in serve_config.y
 CacheType = Literal["f16", "q8_0", "q4_0"]  # 16, 8.5 and 4.5 bits a number
 
 
+class FurtherModel(Strict):
+    """One more GGUF that the same replicas serve. None takes what the main model has, but for cache_tokens."""
+
+    model: str  # a path to a .gguf, or hf://org/repo/file.gguf
+    window: int | None = Field(None, ge=128)
+    slots: int | None = Field(None, ge=1, le=192)
+    cache_tokens: int | None = Field(None, ge=128)
+    cache_type_k: CacheType | None = None
+    cache_type_v: CacheType | None = None
+    gpu_layers: int | None = Field(None, ge=-1)
+    threads: int | None = Field(None, ge=1)
+
+
 class LLMSettings(Strict):
     """The language model and its engine (llama.cpp)."""
 
@@ -40,6 +53,10 @@ class LLMSettings(Strict):
     speculation: int = Field(16, ge=0, le=32)  # tokens of a draft copied from the prompt; 0: off
     flush_s: float = Field(0.02, ge=0.0, le=1.0)  # deltas of one answer are joined for this long, but the first
     step_timeout_s: float = Field(300.0, gt=0)  # a decode step that takes longer hangs: the replica is replaced
+    models: dict[str, FurtherModel] = Field(default_factory=dict)  # by the names that clients send as `model`
+    warm: int = Field(1, ge=1)  # models loaded at the same time; for another one, the least recently asked for goes
+    memory_budget_bytes: int | None = Field(None, ge=1)  # that they may take together; None: what the machine has
+    load_wait_s: float = Field(300.0, gt=0)  # how long a request waits for its model to load; then it is a 503
 
     @model_validator(mode="after")
     def sizes_fit_each_other(self) -> Self:
@@ -53,6 +70,21 @@ class LLMSettings(Strict):
             message = f"cache_type_v is {self.cache_type_v}, which needs flash_attention on or auto, not off"
             raise ValueError(message)
         return self
+
+    @model_validator(mode="after")
+    def every_model_is_complete(self) -> Self:
+        if taken := {self.name, *self.aliases} & set(self.models):
+            message = f"models: {', '.join(sorted(taken))} is the main model's name or alias already"
+            raise ValueError(message)
+        for name in self.models:
+            self.of(name)
+        return self
+
+    def of(self, name: str) -> "LLMSettings":
+        """The settings of one model: the main one's, with what a further one says otherwise."""
+        own = {} if name == self.name else self.models[name].model_dump(exclude_none=True)
+        mine = self.model_dump(exclude={"aliases", "models", *({"cache_tokens"} if own else ())})
+        return LLMSettings.model_validate(mine | own | {"name": name})
 
 
 class EmbeddingSettings(Strict):

@@ -85,7 +85,7 @@ def engine_asker(engine: LlamaCpp, tokens: int) -> Callable[[], Awaitable[Answer
         number += 1
         request = Generate(
             request_id=str(number),
-            model="demo",
+            model="mindfu-demo",
             messages=(Message(role="user", content=QUESTION),),
             max_tokens=tokens,
             sampling=Sampling(temperature=1.0, seed=number),

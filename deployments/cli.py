@@ -82,7 +82,7 @@ def serve(config: Path) -> int:
 
 
 def _find_models(config: dict[str, Any]) -> None:
-    """See that the model is here, or download it with the progress on this terminal. Raises Misconfigured.
+    """See that the models are here, or download them with the progress on this terminal. Raises Misconfigured.
 
     Not where a cluster runs already: its other machines have files of their own.
     """
@@ -90,7 +90,9 @@ def _find_models(config: dict[str, Any]) -> None:
         return
     for application in config["applications"]:
         if application["import_path"] == IMPORT_PATH:
-            locate(Settings.model_validate(application.get("args") or {}).llm.model, home())
+            llm = Settings.model_validate(application.get("args") or {}).llm
+            for source in (llm.model, *(further.model for further in llm.models.values())):
+                locate(source, home())
 
 
 def _environment() -> None:

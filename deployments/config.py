@@ -77,8 +77,12 @@ def _explained(problem: Any) -> str:
 
 
 def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
-    for step in path:
+    steps = iter(path)
+    for step in steps:
         annotation = model.model_fields[str(step)].annotation
+        if typing.get_origin(annotation) is dict:  # of models by name
+            annotation = typing.get_args(annotation)[1]
+            next(steps)
         assert isinstance(annotation, type)
         assert issubclass(annotation, BaseModel)
         model = annotation

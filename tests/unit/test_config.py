@@ -32,6 +32,9 @@ def test_the_shipped_configuration_is_clean():
     [
         ("    args: {rag: {topk: 3}}", "did you mean 'top_k'"),
         ("    args: {llm: {window: 5}}", "args.llm.window"),
+        ("    args: {llm: {models: {big: {model: a.gguf, windw: 512}}}}", "did you mean 'window'"),
+        ("    args: {llm: {models: {mindfu-demo: {model: a.gguf}}}}", "main model's name"),
+        ("    args: {llm: {models: {big: {model: a.gguf, slots: 600}}}}", "args.llm.models.big.slots"),
         ("    deployments: [{name: Gatewy}]", "no part is called 'Gatewy'"),
         ("    deployments: [{name: Gateway, num_replica: 2}]", "did you mean 'num_replicas'"),
         ("    deployments: [{name: VectorStore, num_replicas: 2}]", "must be 1"),
