@@ -7,12 +7,14 @@
     ├── ContextTooLong          400  prompt and answer do not fit the model's window
     ├── Unauthorized            401
     ├── Forbidden               403  a keyless server was called from elsewhere
+    ├── ScopeMissing            403  the key is not for this
     ├── ModelNotFound           404
     ├── NotFound                404
     ├── TooLarge                413
     ├── UnsupportedMedia        415
     ├── UnreadableDocument      422  broken, empty, encrypted, or over a reading limit
     ├── Overloaded              429  the queue is full; comes with a time to wait
+    ├── RateLimited             429  the key has done what it may; likewise
     ├── EngineFailed            500  the engine broke while answering: our fault
     ├── Unavailable             503  a part that we need is away; comes with a time to wait
     └── Misconfigured           500  start-up refuses, naming the setting and the remedy
@@ -184,6 +186,32 @@ class Overloaded(MindFuError):
 
     def __str__(self) -> str:
         return f"{self.waiting} requests wait already, the limit is {self.limit}. Retry in {self.retry_after_s:.0f} s."
+
+
+class RateLimited(MindFuError):
+    """A key has done what it may do."""
+
+    status, code = 429, "rate_limit_exceeded"
+
+    def __init__(self, what: str, limit: int, used: int, retry_after_s: float) -> None:
+        super().__init__(what, limit, used, retry_after_s)
+        self.what, self.limit, self.used, self.retry_after_s = what, limit, used, retry_after_s
+
+    def __str__(self) -> str:
+        return f"This key may make {self.limit} {self.what} and made {self.used}. Retry in {self.retry_after_s:.0f} s."
+
+
+class ScopeMissing(MindFuError):
+    """A key is not for this."""
+
+    status, code = 403, "insufficient_scope"
+
+    def __init__(self, scope: str, has: tuple[str, ...]) -> None:
+        super().__init__(scope, has)
+        self.scope, self.has = scope, has
+
+    def __str__(self) -> str:
+        return f"This needs a key with the scope '{self.scope}'; yours has {', '.join(self.has)}."
 
 
 class EngineFailed(MindFuError):

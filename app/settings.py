@@ -133,6 +133,7 @@ class GatewaySettings(Strict):
 
     max_body_bytes: int = Field(8 * 2**20, ge=1024)  # of a JSON request; uploads have documents.max_bytes
     answer_timeout_s: float = Field(600.0, gt=0)  # of one answer, queueing included
+    cors_origins: tuple[str, ...] = ()  # web pages that may call, like https://chat.example.org
 
 
 class Settings(Strict):
@@ -149,6 +150,7 @@ class Secrets(Strict):
     """What must not stand in a file that people share."""
 
     api_key: SecretStr | None = None  # MINDFU_API_KEY: required as soon as we listen beyond loopback
+    key_pepper: SecretStr | None = None  # MINDFU_KEY_PEPPER: the same for all gateways; None: a file of the home folder
     postgres_url: SecretStr | None = None  # MINDFU_POSTGRES_URL: None starts the embedded PostgreSQL
     qdrant_url: str | None = None  # MINDFU_QDRANT_URL: None starts the embedded Qdrant
     qdrant_api_key: SecretStr | None = None  # MINDFU_QDRANT_API_KEY

@@ -17,6 +17,8 @@ from ray.serve.handle import DeploymentHandle
 from app.answer import Choice, gather
 from app.conversations import Place, Turn, TurnStatus
 from app.errors import EngineFailed, MindFuError
+from app.keys import Key
+from app.limits import Limiter
 from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOptions, Search
 from app.prompt import augment, source_text, sources_block, within_budget
 from app.recorder import Recorder
@@ -34,12 +36,13 @@ SEAMS = 8  # tokens that texts may cost beyond their own when they are joined
 
 @dataclass(frozen=True)
 class Ask:
-    """A parsed request. rag: None takes the settings. extras: fields that were accepted and only recorded."""
+    """A parsed request. rag: None takes the settings. key: it came with; extras: what is only kept with the turn."""
 
     generate: Generate
     rag: bool | RagOptions | None = None
     conversation_id: str | None = None
     client: str | None = None
+    key: Key | None = None
     extras: dict[str, Any] = field(default_factory=dict)
 
 
@@ -74,7 +77,9 @@ class Answering:
         rag: RagSettings,
         timeout_s: float,
         metrics: Metrics,
+        limiter: Limiter | None = None,
     ) -> None:
+        self.limiter = limiter
         self.llm, self.retriever, self.recorder = llm, retriever, recorder
         self.rag, self.timeout_s, self.metrics = rag, timeout_s, metrics
         self.background: set[asyncio.Task[Any]] = set()  # recordings that outlive their request
@@ -202,10 +207,12 @@ class Answering:
             finish_reason=done.finish_reason if done else None,
             status=status,
             error=error,
-            extras=ask.extras | _options(request) | _alternatives(others),
+            extras=ask.extras | _options(request) | _alternatives(others) | ({"key_id": ask.key.id} if ask.key else {}),
             created_at=draft.created_at,
         )
         self.metrics.answered(status, done.usage if done else None)
+        if ask.key and done and self.limiter:
+            await self.limiter.charge(ask.key, done.usage.prompt_tokens + done.usage.completion_tokens)
         await self.metrics.timed("record", self.recorder.record(turn))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

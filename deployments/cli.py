@@ -1,4 +1,4 @@
-"""The `mindfu` command: `mindfu serve [CONFIG]` and `mindfu check [CONFIG]`.
+"""The `mindfu` command: `mindfu serve [CONFIG]`, `mindfu check [CONFIG]` and `mindfu keys …`.
 
 `serve` is `serve run CONFIG` with a Ray of its own around it: it checks the file first, shows what starts, says when it
 answers, and takes everything down on Ctrl-C.
@@ -22,6 +22,7 @@ import yaml
 from app.errors import Misconfigured
 from app.llama.source import locate
 from app.settings import IMPORT_PATH, Secrets, Settings, home
+from deployments import cli_keys
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -37,9 +38,10 @@ def main() -> None:
     ):
         command = commands.add_parser(name, help=text)
         command.add_argument("config", nargs="?", type=Path, default=Path("serve_config.yaml"))
-        command.set_defaults(action=action)
+        command.set_defaults(action=lambda options, action=action: action(options.config))
+    cli_keys.add(commands)
     options = parser.parse_args()
-    sys.exit(options.action(options.config))
+    sys.exit(options.action(options))
 
 
 def check(config: Path) -> int:
@@ -98,6 +100,7 @@ def _find_models(config: dict[str, Any]) -> None:
 def _environment() -> None:
     """What Ray and Serve read before they start. Values that are set already stay."""
     folder = home()
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations and keys are nobody else's to read
     token = folder / "keys" / "ray_token"
     if not token.exists():
         token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

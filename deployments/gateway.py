@@ -13,12 +13,16 @@ from pathlib import Path
 from typing import Any
 
 from fastapi import FastAPI
+from fastapi.middleware.cors import CORSMiddleware
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
 from app.conversations import Conversations
 from app.dialects import openai
 from app.errors import MindFuError, ModelNotFound
+from app.feedback import FeedbackStore
+from app.keyring import Keyring
+from app.limits import Limiter
 from app.messages import Generate, ModelCard
 from app.recorder import Recorder
 from app.responses import Responses
@@ -41,7 +45,10 @@ class Gateway:
     recorder: Recorder
     conversations: Conversations
     responses: Responses
+    feedback: FeedbackStore
     card: ModelCard
+    keyring: Keyring
+    limiter: Limiter
     embedder_name: str
     embedder_dimension: int
 
@@ -128,13 +135,14 @@ class Gateway:
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
             self.recorder, self.conversations = recorder, recorder.conversations
             self.responses = Responses(recorder.pool)
+            self.feedback = FeedbackStore(recorder.pool)
+            timeout_s = self.settings.gateway.answer_timeout_s
+            self.keyring = Keyring(
+                recorder.pool, self.home, api_key=self.secrets.api_key, pepper=self.secrets.key_pepper
+            )
+            self.limiter = Limiter(recorder.pool, timeout_s)
             self.answering = Answering(
-                self.llm,
-                self.retriever,
-                recorder,
-                self.settings.rag,
-                self.settings.gateway.answer_timeout_s,
-                self.metrics,
+                self.llm, self.retriever, recorder, self.settings.rag, timeout_s, self.metrics, self.limiter
             )
             try:
                 yield
@@ -152,11 +160,15 @@ class Gateway:
         app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan)
         app.add_middleware(
             Guard,
-            api_key=self.secrets.api_key,
+            keyring=self.keyring,
+            limiter=self.limiter,
+            origins=self.settings.gateway.cors_origins,
             max_body=self.settings.gateway.max_body_bytes,
             max_upload=self.settings.documents.max_bytes,
             metrics=self.metrics,
         )
+        if origins := self.settings.gateway.cors_origins:  # outside of the guard: a preflight has no key
+            app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
         refusals.register(app)
         for group in (generation, messages, responses, documents, conversations, operations):
             app.include_router(group.routes(self))

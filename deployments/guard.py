@@ -1,20 +1,25 @@
-"""The ASGI layer in front of every route: request ids, keys, the loopback rule, body sizes, counting.
+"""The ASGI layer in front of every route: request ids, keys and what they may do, the loopback rule, body sizes.
 
-Without a key only this machine may call, and only on purpose: a web page that the owner happens to visit can reach
+Who calls stands in `request.state.caller`, and nothing behind this layer knows a tenant from anywhere else. Without
+any key only this machine may call, and only on purpose: a web page that the owner happens to visit can reach
 loopback too (directly, or by DNS rebinding), so requests with a foreign Host or Origin are refused.
 """
 
-import hmac
 import logging
 import uuid
-from collections.abc import Awaitable, Callable, MutableMapping
-from typing import Any, Literal
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal, Protocol
 from urllib.parse import urlsplit
 
-from pydantic import SecretStr
 from starlette.datastructures import Headers, MutableHeaders
 
-from app.errors import Forbidden, MindFuError, TooLarge, Unauthorized
+from app.errors import Forbidden, MindFuError, ScopeMissing, TooLarge, Unauthorized, Unavailable
+from app.keyring import Caller
+from app.keys import Limits
+from app.keys import Scope as KeyScope
+from app.limits import Limiter, Standing
 from deployments.metrics import Metrics
 from deployments.routes.refusals import render
 
@@ -29,16 +34,47 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PUBLIC = frozenset({"/health"})  # probes have no key
 UPLOAD = "/v1/documents/upload"
+NEEDED: tuple[tuple[str, KeyScope], ...] = (
+    ("/v1/documents", "documents"),
+    ("/v1/files", "documents"),
+    ("/v1/vector_stores", "documents"),
+    ("/v1/fine_tuning", "train"),
+    ("/train", "train"),
+    ("/models", "admin"),
+    ("/metrics", "admin"),
+    ("/v1/models", "chat"),
+    ("/v1", "chat"),
+)  # the first that fits
+LIMITED = frozenset({
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
+})  # fmt: skip
 MULTIPART_OVERHEAD = 64 * 1024  # bytes around an uploaded file
 
 
+NOBODY = Caller(tenant="", scopes=frozenset())
+
+
+class Callers(Protocol):
+    """What tells callers by what they show; see app/keyring.py."""
+
+    async def caller(self, shown: str) -> Caller | None: ...
+
+
 class Guard:
-    """Wraps the application. api_key: None means that only this machine may call. Sizes: bytes."""
+    """Wraps the application. origins: web pages that may call where there are no keys. Sizes: bytes."""
 
     def __init__(
-        self, app: ASGIApp, *, api_key: SecretStr | None, max_body: int, max_upload: int, metrics: Metrics
+        self,
+        app: ASGIApp,
+        *,
+        keyring: Callers,
+        limiter: Limiter | None,
+        max_body: int,
+        max_upload: int,
+        metrics: Metrics,
+        origins: tuple[str, ...] = (),
     ) -> None:
-        self.app, self.api_key = app, api_key
+        self.app, self.keyring, self.limiter, self.origins = app, keyring, limiter, origins
         self.max_body, self.max_upload = max_body, max_upload
         self.metrics = metrics
 
@@ -52,11 +88,13 @@ class Guard:
         request_id = headers.get("x-request-id") or own_id
         scope.setdefault("state", {}).update(request_id=own_id, x_request_id=request_id)
         started = False
+        standing: dict[str, str] = {}
 
         async def send_with_id(event: Event) -> None:
             nonlocal started
             if event["type"] == "http.response.start":
                 started = True
+                MutableHeaders(scope=event).update(standing)
                 if request_id == own_id:  # else Serve's proxy, which set the request's, sets the answer's too
                     MutableHeaders(scope=event)["x-request-id"] = request_id
                 route = getattr(scope.get("route"), "path", "unknown")
@@ -64,15 +102,13 @@ class Guard:
             await send(event)
 
         try:
-            self._check_caller(scope["path"], headers)
+            caller = scope["state"]["caller"] = await self._caller(scope["path"], headers)
             body = await self._body(scope["path"], headers, receive)
+            if body is not None:
+                async with self._within_limits(caller, scope["path"], own_id, standing):
+                    await self.app(scope, _replay(body, receive), send_with_id)
         except MindFuError as exc:
             await render(exc, scope["path"], request_id)(scope, receive, send_with_id)
-            return
-        if body is None:
-            return
-        try:
-            await self.app(scope, _replay(body, receive), send_with_id)
         except Exception:  # the edge of the application: a bug is logged here, and its text is shown to nobody
             log.exception("%s failed", request_id)
             if started:
@@ -80,16 +116,36 @@ class Guard:
             bug = MindFuError(f"An internal error. The server's log has it under {request_id}.")
             await render(bug, scope["path"], request_id)(scope, receive, send_with_id)
 
-    def _check_caller(self, path: str, headers: Headers) -> None:
-        if self.api_key is None:
-            _check_local(headers)
+    @asynccontextmanager
+    async def _within_limits(
+        self, caller: Caller, path: str, request_id: str, standing: dict[str, str]
+    ) -> AsyncIterator[None]:
+        """Count a request where its key has limits. standing: takes the headers that tell them. Raises RateLimited."""
+        if caller.key is None or not caller.limits or self.limiter is None or path not in LIMITED:
+            yield
             return
-        if path in PUBLIC:
-            return
+        async with self.limiter.held(caller.key, request_id) as counted:
+            if counted:
+                standing.update(told(caller.limits, counted, path))
+            yield
+
+    async def _caller(self, path: str, headers: Headers) -> Caller:
+        """Who calls. Raises Unauthorized, Forbidden, ScopeMissing, Unavailable."""
         scheme, _, key = headers.get("authorization", "").partition(" ")
-        given = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
-        if not hmac.compare_digest(given.encode(), self.api_key.get_secret_value().encode()):
-            raise Unauthorized
+        shown = key.strip() if scheme.lower() == "bearer" else headers.get("x-api-key", "")
+        try:
+            caller = await self.keyring.caller(shown)
+        except (Unauthorized, Unavailable):
+            if path in PUBLIC:
+                return NOBODY
+            raise
+        if caller is None:
+            _check_local(headers, self.origins)
+            return Caller()
+        scope = scope_of(path)
+        if scope and not caller.may(scope):
+            raise ScopeMissing(scope, tuple(sorted(caller.scopes)))
+        return caller
 
     async def _body(self, path: str, headers: Headers, receive: Receive) -> bytes | None:
         """The whole body. None: the client left while it sent."""
@@ -114,11 +170,35 @@ class Guard:
                 return b"".join(chunks)
 
 
-def _check_local(headers: Headers) -> None:
+def scope_of(path: str) -> KeyScope | None:
+    """The scope that a path needs, None where any key will do: the one place that says so."""
+    return next((scope for prefix, scope in NEEDED if path == prefix or path.startswith(prefix + "/")), None)
+
+
+def told(limits: Limits, counted: Standing, path: str) -> Mapping[str, str]:
+    """The headers that tell a key's limits, as the path's dialect names them."""
+    found: dict[str, str] = {}
+    for kind, limit, used in (
+        ("requests", limits.requests_per_minute, counted.requests),
+        ("tokens", limits.tokens_per_minute, counted.tokens),
+    ):
+        if limit is None:
+            continue
+        left, reset_s = max(0, limit - used), counted.reset_s
+        if path.startswith("/v1/messages"):
+            at = (datetime.now(UTC) + timedelta(seconds=reset_s)).strftime("%Y-%m-%dT%H:%M:%SZ")
+            values, form = (limit, left, at), f"anthropic-ratelimit-{kind}-%s"
+        else:
+            values, form = (limit, left, f"{reset_s:.3f}s"), f"x-ratelimit-%s-{kind}"
+        found |= {form % name: str(value) for name, value in zip(("limit", "remaining", "reset"), values, strict=True)}
+    return found
+
+
+def _check_local(headers: Headers, origins: tuple[str, ...]) -> None:
     what: Literal["Host", "Origin"]
     for what in ("Host", "Origin"):
         given = headers.get(what.lower())
-        if given is None or (what == "Host" and not given):
+        if given is None or (what == "Host" and not given) or (what == "Origin" and given in origins):
             continue
         if _hostname(given) not in LOOPBACK:
             raise Forbidden(what, given)

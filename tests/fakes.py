@@ -6,6 +6,8 @@ from types import SimpleNamespace
 from typing import Any
 
 from app.conversations import Place, Turn
+from app.errors import Unauthorized
+from app.keyring import Caller
 from app.messages import Delta, Done, End, Timings, Usage
 
 DONE = Done((End("stop"),), Usage(prompt_tokens=7, completion_tokens=2), Timings(queued_s=0, prefill_s=0, decode_s=0))
@@ -65,3 +67,17 @@ class Recorder:
         if self._failure:
             raise self._failure
         self.turns.append(turn)
+
+
+class Keyring:
+    """Knows callers by what they show; nobody has to show anything where it knows none."""
+
+    def __init__(self, callers: dict[str, Caller] | None = None) -> None:
+        self._callers = callers or {}
+
+    async def caller(self, shown: str) -> Caller | None:
+        if shown in self._callers:
+            return self._callers[shown]
+        if self._callers:
+            raise Unauthorized
+        return None

@@ -16,13 +16,15 @@ from deployments.answering import Answering, Ask
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import generation, messages, refusals
-from tests.fakes import Handle, Recorder, Streamed
+from tests.fakes import Handle, Keyring, Recorder, Streamed
 
 
 def application(*routers: APIRouter, metrics: Metrics | None = None, max_body: int = 1_000_000) -> FastAPI:
     """Some routes behind the guard, with errors rendered as they are."""
     app = FastAPI()
-    app.add_middleware(Guard, api_key=None, max_body=max_body, max_upload=2000, metrics=metrics or Metrics())
+    app.add_middleware(
+        Guard, keyring=Keyring(), limiter=None, max_body=max_body, max_upload=2000, metrics=metrics or Metrics()
+    )
     refusals.register(app)
     for router in routers:
         app.include_router(router)

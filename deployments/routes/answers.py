@@ -36,6 +36,7 @@ def ask_of(request: Request, generate: Generate, *, rag: bool | RagOptions | Non
         rag=rag,
         conversation_id=request.headers.get("x-conversation-id"),
         client=request.headers.get("user-agent"),
+        key=request.state.caller.key,
         extras=extras | {"x_request_id": request.state.x_request_id},
     )
 

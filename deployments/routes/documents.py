@@ -10,7 +10,7 @@ from app.dialects import openai
 from app.messages import Metadata, NewText, Passage, Search, Strict
 from deployments.calls import call
 from deployments.routes.bodies import Route
-from deployments.routes.generation import TENANT
+from deployments.routes.callers import Tenant
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -30,12 +30,13 @@ def routes(gateway: "Gateway") -> APIRouter:
     router = APIRouter(prefix="/v1/documents", tags=["documents"], route_class=Route)
 
     @router.post("")
-    async def add_text(body: NewText) -> Response:
+    async def add_text(tenant: Tenant, body: NewText) -> Response:
         """Take in a text. 201, or 200 with `"duplicate": true` when the collection holds this content already."""
-        return _added(await call("librarian", gateway.librarian, "add_text", TENANT, body))
+        return _added(await call("librarian", gateway.librarian, "add_text", tenant, body))
 
     @router.post("/upload")
     async def upload(
+        tenant: Tenant,
         file: Annotated[UploadFile, File()],
         collection: Annotated[str, Form()] = "default",
         title: Annotated[str | None, Form()] = None,
@@ -43,15 +44,15 @@ def routes(gateway: "Gateway") -> APIRouter:
     ) -> Response:
         """Take in a file: PDF, DOCX, Markdown, HTML, plain text or source code."""
         name, data = file.filename or "unnamed", await file.read()
-        arguments = (TENANT, collection, name, file.content_type, data, title, metadata)
+        arguments = (tenant, collection, name, file.content_type, data, title, metadata)
         return _added(await call("librarian", gateway.librarian, "add_file", *arguments))
 
     @router.post("/query")
-    async def query(body: DocumentQuery) -> dict[str, Any]:
+    async def query(tenant: Tenant, body: DocumentQuery) -> dict[str, Any]:
         """Find passages, best first."""
         search = Search(
             query=body.query,
-            tenant=TENANT,
+            tenant=tenant,
             collections=body.collections or gateway.settings.rag.collections,
             top_k=body.top_k,
             min_score=gateway.settings.rag.min_score if body.min_score is None else body.min_score,
@@ -61,25 +62,26 @@ def routes(gateway: "Gateway") -> APIRouter:
 
     @router.get("")
     async def list_documents(
+        tenant: Tenant,
         collection: str | None = None,
         limit: Annotated[int, Query(ge=1, le=1000)] = 100,
         after: str | None = None,
     ) -> dict[str, Any]:
         """The documents, newest first."""
-        page = await call("librarian", gateway.librarian, "list", TENANT, collection, limit, after)
+        page = await call("librarian", gateway.librarian, "list", tenant, collection, limit, after)
         return {"object": "list", "data": [document.model_dump(mode="json") for document in page]}
 
     @router.get("/{document_id}")
-    async def get(document_id: str) -> dict[str, Any]:
+    async def get(tenant: Tenant, document_id: str) -> dict[str, Any]:
         """One document."""
-        document = await call("librarian", gateway.librarian, "get", TENANT, document_id)
+        document = await call("librarian", gateway.librarian, "get", tenant, document_id)
         data: dict[str, Any] = document.model_dump(mode="json")
         return data
 
     @router.delete("/{document_id}")
-    async def delete(document_id: str) -> dict[str, Any]:
+    async def delete(tenant: Tenant, document_id: str) -> dict[str, Any]:
         """Forget a document: its file, its passages, its vectors."""
-        await call("librarian", gateway.librarian, "delete", TENANT, document_id)
+        await call("librarian", gateway.librarian, "delete", tenant, document_id)
         return {"id": document_id, "object": "document.deleted", "deleted": True}
 
     return router

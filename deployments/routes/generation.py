@@ -10,12 +10,11 @@ from app.dialects.openai_requests import ChatRequest, CompletionRequest
 from deployments.answering import Opened
 from deployments.routes.answers import ask_of, respond, send
 from deployments.routes.bodies import Route
+from deployments.routes.callers import tenant
 from deployments.together import together
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
-
-TENANT = "default"  # until keys carry tenants
 
 
 def routes(gateway: "Gateway") -> APIRouter:
@@ -25,7 +24,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a chat, from the documents where they hold something."""
-        generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
+        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
         ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
 
         fingerprint, base_url = gateway.fingerprint(generate), str(request.base_url)
@@ -38,7 +37,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/completions")
     async def completions(request: Request, body: CompletionRequest) -> Response:
         """Continue texts, without template and without retrieval."""
-        prompts = body.generates(request.state.request_id, TENANT, gateway.served(body.model))
+        prompts = body.generates(request.state.request_id, tenant(request), gateway.served(body.model))
         asks = [ask_of(request, prompt, rag=False, extras=body.kept()) for prompt in prompts]
         answers = [gateway.answering.answer(ask) for ask in asks]
         answer = answers[0] if len(answers) == 1 else together(answers, prompts[0].n)

@@ -12,11 +12,10 @@ from deployments.answering import Opened
 from deployments.calls import call
 from deployments.routes.answers import ask_of, respond
 from deployments.routes.bodies import Route
+from deployments.routes.callers import tenant
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
-
-TENANT = "default"  # until keys carry tenants
 
 
 def routes(gateway: "Gateway") -> APIRouter:
@@ -26,7 +25,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/messages")
     async def messages(request: Request, body: MessagesRequest) -> Response:
         """Answer a chat, from the documents where they hold something."""
-        generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
+        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
         ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
 
         def renderer(opened: Opened) -> MessageRenderer:
@@ -37,7 +36,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request, body: CountRequest) -> Json:
         """The tokens of a prompt by the model's own tokenizer and template, without what retrieval would add."""
-        generate = body.generate(request.state.request_id, TENANT, gateway.served(body.model))
+        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
         measure: Measure = await call("language model", gateway.llm, "measure", generate, ())
         return {"input_tokens": measure.prompt_tokens}
 

@@ -19,7 +19,7 @@ from deployments.answering import Opened
 from deployments.calls import call
 from deployments.routes.answers import ask_of, respond
 from deployments.routes.bodies import Route
-from deployments.routes.generation import TENANT
+from deployments.routes.callers import Tenant
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -41,52 +41,58 @@ def routes(gateway: "Gateway") -> APIRouter:
     router = APIRouter(prefix="/v1/responses", tags=["responses"], route_class=Route)
 
     @router.post("")
-    async def create(request: Request, body: ResponsesRequest) -> Response:
+    async def create(tenant: Tenant, request: Request, body: ResponsesRequest) -> Response:
         """Answer, from the documents where they hold something."""
-        return await _answer(gateway, TENANT, request, body)
+        return await _answer(gateway, tenant, request, body)
 
     @router.post("/input_tokens")
-    async def count(request: Request, body: InputRequest) -> Json:
+    async def count(tenant: Tenant, request: Request, body: InputRequest) -> Json:
         """The tokens of a prompt, by the model's own tokenizer, without passages."""
         body.require_known()
-        model, before = gateway.served(body.model or gateway.settings.llm.name), await _before(gateway, TENANT, body)
-        prompt = body.generate(request.state.request_id, TENANT, model, before.history, before.named)
+        model, before = gateway.served(body.model or gateway.settings.llm.name), await _before(gateway, tenant, body)
+        prompt = body.generate(request.state.request_id, tenant, model, before.history, before.named)
         measure: Measure = await call("language model", gateway.llm, "measure", prompt, ())
         return {"object": "response.input_tokens", "input_tokens": measure.prompt_tokens}
 
     @router.get("/{id_}")
     async def get(
-        id_: str, include: Included = None, bracketed: IncludedInBrackets = None, *, stream: bool = False
+        tenant: Tenant,
+        id_: str,
+        include: Included = None,
+        bracketed: IncludedInBrackets = None,
+        *,
+        stream: bool = False,
     ) -> Json:
         """A stored response."""
         if stream:
             raise InvalidRequest("Only responses made in the background can be streamed again; leave it out.", "stream")
-        stored = await _stored(gateway, TENANT, id_)
+        stored = await _stored(gateway, tenant, id_)
         included = {*(include or ()), *(bracketed or ())}
         return retold(_head(id_, stored, carried="reasoning.encrypted_content" in included), stored.turn)
 
     @router.delete("/{id_}")
-    async def delete(id_: str) -> Json:
+    async def delete(tenant: Tenant, id_: str) -> Json:
         """Forget a response."""
-        await _stored(gateway, TENANT, id_)
-        await gateway.recorder.read(gateway.responses.delete(TENANT, request_id(id_)))
+        await _stored(gateway, tenant, id_)
+        await gateway.recorder.read(gateway.responses.delete(tenant, request_id(id_)))
         return {"id": id_, "object": "response", "deleted": True}
 
     @router.post("/{id_}/cancel")
-    async def cancel(id_: str) -> Json:
+    async def cancel(tenant: Tenant, id_: str) -> Json:
         """Refused: only responses that are made in the background can be cancelled, and there are none."""
-        await _stored(gateway, TENANT, id_)
+        await _stored(gateway, tenant, id_)
         raise InvalidRequest("Cannot cancel a synchronous response.")
 
     @router.get("/{id_}/input_items")
     async def list_input_items(
+        tenant: Tenant,
         id_: str,
         limit: Annotated[int, Query(ge=1, le=100)] = 20,
         after: str | None = None,
         order: Literal["asc", "desc"] = "desc",
     ) -> Json:
         """What the model was asked, the instructions excluded. The latest first, if not asked otherwise."""
-        stored = await _stored(gateway, TENANT, id_)
+        stored = await _stored(gateway, tenant, id_)
         head = _head(id_, stored)
         items = input_items(stored.spoken, head.own, head.customs)
         return _page(items if order == "asc" else items[::-1], limit, after)

@@ -21,6 +21,8 @@ EXAMPLES: list[MindFuError] = [
     errors.UnsupportedMedia("a.exe", "a Windows program", ("PDF",)),
     errors.UnreadableDocument("a.pdf", "it is encrypted"),
     errors.Overloaded(64, 64, 3.0),
+    errors.RateLimited("requests per minute", 60, 60, 12.0),
+    errors.ScopeMissing("train", ("chat", "documents")),
     errors.EngineFailed("decode returned -1"),
     errors.Unavailable("document store", "connection refused"),
     errors.Misconfigured("llm.model", "no such file", "Give a path."),

@@ -3,22 +3,22 @@
 import httpx
 import pytest
 from fastapi import FastAPI, Request
-from pydantic import SecretStr
 
 from app.dialects.openai_requests import ChatRequest
+from app.keyring import Caller
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import refusals
 from deployments.routes.bodies import Route
+from tests.fakes import Keyring
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
 
 def application(api_key: str | None = None) -> tuple[FastAPI, Metrics]:
     app, metrics = FastAPI(), Metrics()
-    app.add_middleware(
-        Guard, api_key=SecretStr(api_key) if api_key else None, max_body=2000, max_upload=5000, metrics=metrics
-    )
+    keyring = Keyring({api_key: Caller()} if api_key else None)
+    app.add_middleware(Guard, keyring=keyring, limiter=None, max_body=2000, max_upload=5000, metrics=metrics)
     refusals.register(app)
     app.router.route_class = Route
 
@@ -131,7 +131,7 @@ async def test_a_client_that_leaves_while_it_sends_reaches_no_route():
         raise AssertionError(event)
 
     scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
-    await Guard(app, api_key=None, max_body=9, max_upload=9, metrics=metrics)(scope, receive, send)
+    await Guard(app, keyring=Keyring(), limiter=None, max_body=9, max_upload=9, metrics=metrics)(scope, receive, send)
     assert list(events) == []
 
 

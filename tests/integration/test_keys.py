@@ -1,0 +1,327 @@
+"""Keys, tenants and limits over a real PostgreSQL: what is kept, who is let in, what two gateways count together."""
+
+import asyncio
+import json
+import stat
+import subprocess
+import sys
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import httpx
+import pytest
+from fastapi import FastAPI, Request
+from pydantic import SecretStr
+
+from app.errors import InvalidRequest, NotFound, RateLimited, Unauthorized, Unavailable
+from app.keyring import REMEMBERED_S, Keyring
+from app.keys import Key, Keys, Limits, pepper, pepper_file
+from app.limits import Limiter
+from deployments.guard import Guard
+from deployments.metrics import Metrics
+from deployments.routes import refusals
+
+pytestmark = pytest.mark.integration
+PEPPER = b"of the tests"
+
+
+class Clock:
+    """Time that passes when the test says so."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+class Away:
+    """A pool whose server is away."""
+
+    def __getattr__(self, name: str) -> Any:
+        raise OSError("nobody listens")
+
+
+@pytest.fixture
+def keys(pool: asyncpg.Pool) -> Keys:
+    return Keys(pool, PEPPER)
+
+
+def ring(pool: Any, home: Path, api_key: str | None = None, clock: Clock | None = None) -> Keyring:
+    return Keyring(
+        pool,
+        home,
+        api_key=SecretStr(api_key) if api_key else None,
+        pepper=SecretStr(PEPPER.decode()),
+        now=clock or Clock(),
+    )
+
+
+async def test_a_key_opens_its_tenant_and_its_scopes(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
+    """And nothing that differs from it by a letter opens anything."""
+    key, text = await keys.create("acme", ["chat", "documents"], name="bot")
+    caller = await ring(pool, tmp_path).caller(text)
+    assert caller is not None
+    assert (caller.tenant, caller.scopes, caller.key_id) == ("acme", {"chat", "documents"}, key.id)
+    assert caller.may("chat")
+    assert not caller.may("train")
+    for wrong in (text[:-1], text + "x", f"mf_{key.id}_", "mf_aaaaaaaaaaaa_" + text.rsplit("_", 1)[1], "", "none"):
+        with pytest.raises(Unauthorized):
+            await ring(pool, tmp_path).caller(wrong)
+
+
+async def test_the_secret_is_kept_nowhere(keys: Keys, pool: asyncpg.Pool):
+    """Neither in the database, nor in what a key shows of itself."""
+    key, text = await keys.create("acme", ["chat"])
+    secret = text.split("_", 2)[2]
+    rows = await pool.fetch("select keys::text as row from keys")
+    assert all(secret not in row["row"] and secret.encode().hex() not in row["row"] for row in rows)
+    assert secret not in repr(key) + key.model_dump_json() + repr(await keys.find(key.id))
+    assert Keys(pool, b"another pepper").digest(secret) != keys.digest(secret)
+
+
+async def test_a_revoked_key_is_forgotten_within_seconds(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
+    """On every gateway, also on one that knew it a moment ago."""
+    clock = Clock()
+    gateway = ring(pool, tmp_path, clock=clock)
+    key, text = await keys.create("acme", ["chat"])
+    await keys.create("other", ["chat"])  # so that keys are needed afterwards, too
+    await gateway.caller(text)
+    await keys.revoke(key.id)
+    clock.now += REMEMBERED_S
+    with pytest.raises(Unauthorized):
+        await gateway.caller(text)
+    with pytest.raises(NotFound):
+        await keys.revoke("aaaaaaaaaaaa")
+
+
+async def test_a_key_expires(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
+    """At its time, and one that would have expired already is not made."""
+    _, text = await keys.create("acme", ["chat"], expires_at=datetime.now(UTC) + timedelta(seconds=0.2))
+    gateway = ring(pool, tmp_path)
+    await gateway.caller(text)
+    await asyncio.sleep(0.25)  # the clock is the test's subject
+    with pytest.raises(Unauthorized):
+        await gateway.caller(text)
+    with pytest.raises(InvalidRequest, match="would have expired"):
+        await keys.create("acme", ["chat"], expires_at=datetime.now(UTC) - timedelta(days=1))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "param"),
+    [
+        ({"tenant": "a b"}, "tenant"),
+        ({"tenant": ""}, "tenant"),
+        ({"scopes": ["root"]}, "scopes"),
+        ({"scopes": []}, "scopes"),
+        ({"limits": Limits.model_construct(requests_per_minute=0)}, "limits"),
+    ],
+)
+async def test_a_key_that_makes_no_sense_is_refused(keys: Keys, arguments: dict[str, Any], param: str):
+    """With the value and what it may be."""
+    with pytest.raises(InvalidRequest) as refusal:
+        await keys.create(**{"tenant": "acme", "scopes": ["chat"]} | arguments)
+    assert refusal.value.param == param
+
+
+async def test_without_any_key_nobody_has_to_show_one(pool: asyncpg.Pool, keys: Keys, tmp_path: Path):
+    """As soon as one exists everybody has to; MINDFU_API_KEY opens in any case."""
+    clock = Clock()
+    gateway = ring(pool, tmp_path, clock=clock)
+    await pool.execute("delete from keys")
+    assert await gateway.caller("none") is None
+    await keys.create("acme", ["chat"])
+    clock.now += REMEMBERED_S
+    with pytest.raises(Unauthorized):
+        await gateway.caller("none")
+    admin = await ring(pool, tmp_path, "sesame").caller("sesame")
+    assert admin is not None
+    assert admin.may("train")
+
+
+async def test_known_keys_work_while_postgres_is_away(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
+    """Unknown ones cannot be told, which is not the caller's fault; and not knowing whether there are keys is yes."""
+    clock = Clock()
+    gateway = ring(pool, tmp_path, clock=clock)
+    _, text = await keys.create("acme", ["chat"])
+    _, unseen = await keys.create("acme", ["chat"])
+    await gateway.caller(text)
+    clock.now += 10 * REMEMBERED_S
+    gateway._keys._pool = Away()
+    assert (await gateway.caller(text)).tenant == "acme"
+    with pytest.raises(Unavailable):
+        await gateway.caller(unseen)
+    with pytest.raises(Unauthorized):
+        await ring(Away(), tmp_path).caller("none")
+
+
+async def test_last_use_and_spending_are_told(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
+    """Of the recorded turns that came with the key."""
+    key, text = await keys.create("acme", ["chat"])
+    await ring(pool, tmp_path).caller(text)
+    (found,) = [each for each in await keys.all() if each.id == key.id]
+    assert found.last_used_at is not None
+    assert (found.turns, found.tokens) == (0, 0)
+
+
+def test_the_pepper_is_made_once_and_is_nobody_elses_to_read(tmp_path: Path):
+    """Two processes agree on it; the one of the environment counts more."""
+    assert pepper(tmp_path, None) is None
+    made = pepper(tmp_path, None, make=True)
+    assert made == pepper(tmp_path, None, make=True) == pepper(tmp_path, None)
+    assert stat.S_IMODE(pepper_file(tmp_path).stat().st_mode) == 0o600
+    assert pepper(tmp_path, "given") == b"given"
+
+
+def limited(**limits: int) -> Key:
+    return Key(
+        id=f"key{datetime.now(UTC).timestamp():.6f}",
+        tenant="t",
+        scopes=("chat",),
+        limits=Limits(**limits),
+        created_at=datetime.now(UTC),
+    )
+
+
+async def test_requests_are_counted_over_all_gateways(pool: asyncpg.Pool):
+    """Twenty at once through two gateways: exactly as many pass as the limit says."""
+    gateways, key = [Limiter(pool, 60), Limiter(pool, 60)], limited(requests_per_minute=7)
+
+    async def one(number: int) -> bool:
+        try:
+            async with gateways[number % 2].held(key, f"{key.id}-{number}"):
+                return True
+        except RateLimited:
+            return False
+
+    passed = await asyncio.gather(*map(one, range(20)))
+    if datetime.now(UTC).second > 1:  # else a new minute may have begun within
+        assert sum(passed) == 7
+
+
+async def test_streams_are_counted_while_they_run(pool: asyncpg.Pool):
+    """One more is refused with both numbers; when one ends, another may begin; a dead gateway's are let go in time."""
+    limiter, key = Limiter(pool, 60), limited(streams=1)
+    async with limiter.held(key, f"{key.id}-a") as standing:
+        assert standing.streams == 1
+        with pytest.raises(RateLimited, match="may make 1 requests at the same time and made 1"):
+            async with limiter.held(key, f"{key.id}-b"):
+                pass
+    async with limiter.held(key, f"{key.id}-c"):
+        pass
+    short = Limiter(pool, 0.05)
+    dead = short.held(key, f"{key.id}-d")
+    await dead.__aenter__()
+    await asyncio.sleep(0.1)  # its lease is the test's subject
+    async with short.held(key, f"{key.id}-e"):
+        pass
+
+
+async def test_tokens_are_charged_after_an_answer(pool: asyncpg.Pool):
+    """The answer that goes over the limit is the last one of its minute."""
+    limiter, key = Limiter(pool, 60), limited(tokens_per_minute=100)
+    async with limiter.held(key, f"{key.id}-a"):
+        await limiter.charge(key, 150)
+    with pytest.raises(RateLimited, match="may make 100 tokens per minute and made 150"):
+        async with limiter.held(key, f"{key.id}-b"):
+            pass
+
+
+async def test_nothing_is_limited_while_postgres_is_away():
+    """Answers matter more than their price."""
+    limiter, key = Limiter(Away(), 60), limited(requests_per_minute=1)
+    for number in range(3):
+        async with limiter.held(key, f"{key.id}-{number}") as standing:
+            assert standing is None
+
+
+@pytest.fixture
+def app(pool: asyncpg.Pool, tmp_path: Path) -> FastAPI:
+    """A guard with a real keyring and limiter, and routes that say who called."""
+    made = FastAPI()
+    limits = {"max_body": 1000, "max_upload": 1000, "metrics": Metrics()}
+    made.add_middleware(Guard, keyring=ring(pool, tmp_path), limiter=Limiter(pool, 60), **limits)
+    refusals.register(made)
+
+    async def who(request: Request) -> dict[str, str]:
+        return {"tenant": request.state.caller.tenant}
+
+    for path in (
+        "/v1/chat/completions",
+        "/v1/messages",
+        "/v1/documents",
+        "/v1/fine_tuning/jobs",
+        "/metrics",
+        "/health",
+    ):
+        made.add_api_route(path, who, methods=["POST", "GET"])
+    return made
+
+
+def client(app: FastAPI, text: str) -> httpx.AsyncClient:
+    headers = {"authorization": f"Bearer {text}"}
+    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://remote.example", headers=headers)
+
+
+async def test_each_route_asks_for_its_scope(keys: Keys, app: FastAPI):
+    """A missing one is a 403 that names it; health is for everybody, a tenant comes from the key alone."""
+    _, text = await keys.create("acme", ["chat"])
+    async with client(app, text) as http:
+        assert (await http.post("/v1/chat/completions")).json() == {"tenant": "acme"}
+        for path, scope in (("/v1/documents", "documents"), ("/v1/fine_tuning/jobs", "train"), ("/metrics", "admin")):
+            response = await http.get(path)
+            assert response.status_code == 403
+            assert f"scope '{scope}'" in response.json()["error"]["message"]
+    async with client(app, "wrong") as http:
+        assert (await http.get("/health")).status_code == 200
+        assert (await http.post("/v1/chat/completions")).status_code == 401
+        refusal = await http.post("/v1/messages")
+    assert refusal.status_code == 401
+    assert refusal.json()["error"]["type"] == "authentication_error"
+
+
+@pytest.mark.parametrize(
+    ("path", "header", "kind"),
+    [
+        ("/v1/chat/completions", "x-ratelimit-limit-requests", None),
+        ("/v1/messages", "anthropic-ratelimit-requests-limit", "error"),
+    ],
+)
+async def test_limits_are_told_in_the_dialects_headers(
+    keys: Keys, app: FastAPI, path: str, header: str, kind: str | None
+):
+    """With every answer, and with the refusal the time to wait."""
+    _, text = await keys.create("acme", ["chat"], limits=Limits(requests_per_minute=1))
+    async with client(app, text) as http:
+        first, second = await http.post(path), await http.post(path)
+    assert (first.status_code, first.headers[header]) == (200, "1")
+    if datetime.now(UTC).second > 1:
+        assert second.status_code == 429
+        assert 1 <= int(second.headers["retry-after"]) <= 60
+        error = second.json()["error"]
+        assert error["type"] == "rate_limit_error"
+        assert second.json().get("type") == kind
+
+
+def test_the_command_makes_lists_and_revokes_keys(tmp_path: Path):
+    """Without a server, on a database of its own; the key is shown once."""
+
+    def mindfu(*arguments: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "deployments.cli", "keys", *arguments]
+        environment = {"MINDFU_HOME": str(tmp_path), "PATH": "/usr/bin:/bin"}
+        return subprocess.run(command, capture_output=True, text=True, env=environment, check=False, timeout=120)
+
+    made = mindfu("create", "--tenant", "acme", "--scope", "chat", "--scope", "documents", "--json")
+    assert made.returncode == 0, made.stderr
+    key = json.loads(made.stdout)
+    listed = mindfu("list")
+    assert key["id"] in listed.stdout
+    assert key["key"] not in listed.stdout
+    assert mindfu("revoke", key["id"]).returncode == 0
+    assert "revoked" in mindfu("list").stdout
+    refused = mindfu("create", "--tenant", "a b")
+    assert (refused.returncode, "tenant" in refused.stderr) == (1, True)
+    unknown = mindfu("revoke", "nobody")
+    assert (unknown.returncode, "nobody" in unknown.stderr) == (1, True)
