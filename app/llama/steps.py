@@ -30,6 +30,7 @@ from app.llama.speculation import continuation, worthwhile
 from app.llama.turns import Turns
 
 WORTH_WAITING = 32  # tokens of a prompt
+MARGIN = 0.8  # of the time that a step may take: it is planned by a mean, and some take longer
 log = logging.getLogger(__name__)
 
 
@@ -325,7 +326,7 @@ class StepLoop:
         """Fill the batch with prompts, as far as running answers can wait for it."""
         context, budget = self._context, self._context.size - self._context.rows
         if any(job.answering for job in self._jobs):
-            in_time = self._pace.rows_within(self._turns.turn_s(adapters)) - context.rows
+            in_time = self._pace.rows_within(MARGIN * self._turns.turn_s(adapters)) - context.rows
             budget = min(budget, max(in_time, FEWEST_ROWS))
         chunks = share_prefill(loading, budget)
         for job, share in chunks:

@@ -12,7 +12,7 @@ from gguf_factory import Shape, random_model
 
 from app.errors import EngineFailed, Unavailable
 from app.llama.engine import Engine
-from app.messages import Done, Sampling
+from app.messages import Done, JsonFormat, Sampling
 
 pytestmark = pytest.mark.integration
 
@@ -90,6 +90,23 @@ async def test_drafts_change_no_answer(sampling: Sampling, folder: Path):
     with running(folder / "random.gguf", speculation=16) as engine:
         drafted, _ = await answers(engine, request)
     assert drafted == plain
+
+
+async def test_drafts_keep_to_grammars_and_tell_log_probabilities(folder: Path):
+    """A draft is judged token by token like any draw, so what is constrained or told is what it is without drafts."""
+    schema = {"type": "array", "minItems": 9, "maxItems": 9, "items": {"enum": ["the cat", "the cab"]}}
+    request = asked(
+        "the cat the cab the cat", response_format=JsonFormat(json_schema=schema), logprobs=2, max_tokens=120
+    )
+    told = []
+    for speculation in (0, 16):
+        with running(folder / "random.gguf", speculation=speculation) as engine:
+            items = [item async for item in engine.generate(request)]
+            told.append([item for piece in items[:-1] for item in piece.logprobs])
+            tried = engine.stats().drafted_tokens
+    assert tried > 0
+    assert [one.chosen.data for one in told[0]] == [one.chosen.data for one in told[1]]
+    assert np.allclose([one.chosen.logprob for one in told[0]], [one.chosen.logprob for one in told[1]], atol=0.05)
 
 
 async def test_a_draft_ends_where_the_answer_ends(alphabet: Engine):

@@ -1,6 +1,6 @@
 """Turns among adapters."""
 
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.llama.turns import Turns
@@ -32,6 +32,7 @@ def test_who_has_nothing_to_do_gives_the_turn_away():
     assert [turns.next(["b", "c"], now) for now in (0.1, 0.5, 0.61)] == ["b", "b", "c"]
 
 
+@settings(max_examples=40)
 @given(st.lists(st.sets(st.sampled_from("abcdef"), min_size=1), min_size=30, max_size=60))
 def test_nobody_waits_for_more_than_one_turn_of_each_other(wanting: list[set[str]]):
     """Whoever wants a turn in six steps of a turn each, however the others come and go, has one."""
