@@ -46,7 +46,7 @@ class Gateway:
     conversations: Conversations
     responses: Responses
     feedback: FeedbackStore
-    card: ModelCard
+    cards: dict[str, ModelCard]  # by name, the main one first
     keyring: Keyring
     limiter: Limiter
     embedder_name: str
@@ -69,9 +69,9 @@ class Gateway:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What requests may put in `model`: the model, its bare base, its aliases."""
-        name = self.settings.llm.name
-        return (name, f"{name}:base", *self.settings.llm.aliases)
+        """What requests may put in `model`: the main model, further ones, their bare bases, the main one's aliases."""
+        llm = self.settings.llm
+        return (*(f"{name}{bare}" for name in (llm.name, *llm.models) for bare in ("", ":base")), *llm.aliases)
 
     def served(self, model: str) -> str:
         """The name of the model that answers. Raises ModelNotFound."""
@@ -81,7 +81,23 @@ class Gateway:
 
     def fingerprint(self, request: Generate) -> str:
         """What answers this request: see `openai.fingerprint`."""
-        return openai.fingerprint(self.card, request.adapter, version("mindfu"))
+        card = self.cards[self.root(request.model)].model_copy(update={"loaded": True})
+        return openai.fingerprint(card, request.adapter, version("mindfu"))
+
+    def root(self, name: str) -> str:
+        """The model behind a name that is served."""
+        served = self.served(name)
+        return served if served in self.cards else served.removesuffix(":base")
+
+    async def look(self) -> None:
+        """See which models are loaded. While the engine does not answer, what was seen last stands."""
+        with suppress(TimeoutError, MindFuError):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                await self._refresh()
+
+    async def _refresh(self) -> None:
+        cards: tuple[ModelCard, ...] = await call("language model", self.llm, "cards")
+        self.cards = {card.name: card for card in cards}
 
     async def health(self) -> dict[str, Any]:
         """The state of every part, and `degraded` as soon as one of them does not answer."""
@@ -98,7 +114,7 @@ class Gateway:
         return {
             "status": "ok" if ok else "degraded",
             "model_key": self.settings.llm.name,
-            "model": self.card.model_dump(),
+            "model": self.cards[self.settings.llm.name].model_dump(),
             "parts": parts,
             "spooled_turns": self.recorder.pending(),
             "version": version("mindfu"),
@@ -129,7 +145,7 @@ class Gateway:
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
         require_key_beyond_loopback(_get_global_client().http_config.host, self.secrets)
-        self.card = await call("language model", self.llm, "card")
+        await self._refresh()
         self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
         postgres_url = self.secrets.postgres_url
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:

@@ -110,6 +110,7 @@ def language_model(name: str, created: int, card: ModelCard, root: str) -> Json:
         "context_window": card.window,
         "parameters": card.parameters,
         "description": card.description,
+        "loaded": card.loaded,
     }
 
 

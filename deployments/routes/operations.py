@@ -23,11 +23,13 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.get("/v1/models", tags=["models"])
     async def models() -> dict[str, Any]:
         """Every name that requests may put in `model`, the embedder's last."""
+        await gateway.look()
         return {"object": "list", "data": list(_models(gateway).values())}
 
     @router.get("/v1/models/{name:path}", tags=["models"])
     async def model(name: str) -> dict[str, Any]:
         """One model."""
+        await gateway.look()
         served = _models(gateway)
         if name not in served:
             raise ModelNotFound(name, tuple(served))
@@ -57,7 +59,7 @@ def routes(gateway: "Gateway") -> APIRouter:
 
 
 def _models(gateway: "Gateway") -> dict[str, Json]:
-    card, started, root = gateway.card, gateway.started_at, gateway.settings.llm.name
-    chatting = {name: openai.language_model(name, started, card, root) for name in gateway.names}
+    started, roots = gateway.started_at, {name: gateway.root(name) for name in gateway.names}
+    chatting = {name: openai.language_model(name, started, gateway.cards[root], root) for name, root in roots.items()}
     embedder = openai.embedding_model(gateway.embedder_name, started, gateway.embedder_dimension)
     return chatting | {gateway.embedder_name: embedder}

@@ -15,6 +15,12 @@ from tests.server import application
 
 CARD = ModelCard(name="m", window=2048, parameters=1, file_bytes=1, description="a small one")
 
+FURTHER = ModelCard(name="further", window=512, parameters=None, file_bytes=None, description="?", loaded=False)
+
+
+async def look() -> None:
+    pass
+
 
 async def embed(texts: tuple[str, ...]) -> tuple[np.ndarray, int]:
     return np.ones((len(texts), 3), np.float32), 5
@@ -22,9 +28,10 @@ async def embed(texts: tuple[str, ...]) -> tuple[np.ndarray, int]:
 
 async def request(method: str, path: str, body: object = None) -> httpx.Response:
     gateway = SimpleNamespace(
-        names=("m", "m:base", "alias"),
-        settings=SimpleNamespace(llm=SimpleNamespace(name="m")),
-        card=CARD,
+        names=("m", "m:base", "further", "alias"),
+        cards={"m": CARD, "further": FURTHER},
+        root={"m": "m", "m:base": "m", "alias": "m", "further": "further"}.__getitem__,
+        look=look,
         started_at=1,
         embedder=Handle(embed=embed),
         embedder_name="e",
@@ -39,7 +46,8 @@ async def test_every_name_that_may_be_asked_is_listed_and_found():
     """Also those with a colon or a slash in them."""
     listed = (await request("GET", "/v1/models")).json()
     validate("ListModelsResponse", listed)
-    assert [model["id"] for model in listed["data"]] == ["m", "m:base", "alias", "e"]
+    assert [model["id"] for model in listed["data"]] == ["m", "m:base", "further", "alias", "e"]
+    assert [model.get("loaded") for model in listed["data"]] == [True, True, False, True, None]
     for model in listed["data"]:
         validate("Model", model)
         assert (await request("GET", f"/v1/models/{model['id']}")).json() == model
