@@ -41,7 +41,7 @@ class LLMSettings(Strict):
     window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
     slots: int = Field(8, ge=1, le=192)  # answers decoded together; of llama.cpp's 256 sequences, 64 keep old prompts
     cache_tokens: int | None = Field(None, ge=128)  # what all sequences may hold together; None: slots × window
-    prefix_tokens: int | None = Field(None, ge=0)  # of it, what finished requests may leave; None: all, 0: share nothing
+    prefix_tokens: int | None = Field(None, ge=0)  # of it, what old prompts may keep; None: all, 0: share nothing
     queue: int = Field(64, ge=0)  # requests that may wait for a slot; one more is a 429
     cache_type_k: CacheType = "f16"  # how the cache stores keys: q8_0 takes half of the memory, for little loss
     cache_type_v: CacheType = "f16"  # and values: other than f16 they need flash attention
