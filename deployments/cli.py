@@ -1,4 +1,4 @@
-"""The `mindfu` command: `mindfu serve [CONFIG]`, `mindfu check [CONFIG]` and `mindfu keys …`.
+"""The `mindfu` command: `mindfu serve [CONFIG]`, `mindfu check [CONFIG]`, `mindfu bench MODEL…` and `mindfu keys …`.
 
 `serve` is `serve run CONFIG` with a Ray of its own around it: it checks the file first, shows what starts, says when it
 answers, and takes everything down on Ctrl-C.
@@ -22,7 +22,7 @@ import yaml
 from app.errors import Misconfigured
 from app.llama.source import locate
 from app.settings import IMPORT_PATH, Secrets, Settings, home
-from deployments import cli_keys
+from deployments import cli_bench, cli_keys
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -39,6 +39,7 @@ def main() -> None:
         command = commands.add_parser(name, help=text)
         command.add_argument("config", nargs="?", type=Path, default=Path("serve_config.yaml"))
         command.set_defaults(action=lambda options, action=action: action(options.config))
+    cli_bench.add(commands)
     cli_keys.add(commands)
     options = parser.parse_args()
     sys.exit(options.action(options))
