@@ -20,6 +20,8 @@ from app.messages import JsonSchema
 STRING_CHARS, ARRAY_ITEMS, KEYS = 16_384, 1_024, 64
 MAX_RULES, MAX_DEPTH, MAX_CHARS = 4_000, 64, 400_000
 
+MOST_INTEGER, MOST_NUMBER = 10**18, 10**9  # as bounds; a float would round 999,999,999.9999999999 up to the bound
+
 SPACE = 'space ::= (" " | "\\n" [ ]{0,16})?'
 HEX = "[0-9a-fA-F]"
 PLAIN = '[^"\\\\\\x7F\\x00-\\x1F]'  # may stand in a JSON string as it is
@@ -41,6 +43,8 @@ FORMATS = {
     "uuid": f'{HEX}{{8}} "-" {HEX}{{4}} "-" {HEX}{{4}} "-" {HEX}{{4}} "-" {HEX}{{12}}',
     "email": f'[a-z0-9] [a-z0-9._-]{{0,30}} "@" {LABEL} ("." {LABEL}){{1,3}}',
     "ipv4": f'{OCTET} ("." {OCTET}){{3}}',
+    "ipv6": f'{HEX}{{1,4}} (":" {HEX}{{1,4}}){{7}}',
+    "duration": '"P" ([0-9]{1,4} [DWMY] | "T" [0-9]{1,4} [HMS])',
     "hostname": f'{LABEL} ("." {LABEL}){{0,3}}',
     "uri": f'"https://" {LABEL} ("." {LABEL}){{1,3}} ("/" [A-Za-z0-9._~-]{{0,60}}){{0,8}}',
 }
@@ -59,7 +63,15 @@ OF_TYPE = {
     "integer": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
     "number": ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum"),
 }
+SHAPES: dict[str, type | tuple[type, ...]] = {
+    "type": (str, list), "enum": list, "anyOf": list, "oneOf": list, "allOf": list, "properties": dict,
+    "required": list, "prefixItems": list, "pattern": str, "format": str,
+}  # fmt: skip
 HANDLED = frozenset({"type", "enum", "const", "anyOf", "oneOf", "allOf", "$ref", "nullable"}).union(*OF_TYPE.values())
+
+
+class NothingFitsError(InvalidRequest):
+    """A schema that no value satisfies. One way of several may be so."""
 
 
 def json_object(param: str) -> str:
@@ -82,6 +94,10 @@ class Writer:
     """Turns the parts of one schema into rules, whose names begin with prefix."""
 
     def __init__(self, schema: JsonSchema, *, strict: bool, param: str, prefix: str = "") -> None:
+        try:
+            json.dumps(schema, ensure_ascii=False, allow_nan=False).encode()
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"'{param}' holds what JSON cannot ({type(error).__name__}).", param) from error
         self._schema, self._strict, self._param, self._prefix = schema, strict, param, prefix
         self._rules: dict[str, str] = {}
         self._refs: dict[str, str] = {}  # reference to its rule
@@ -113,6 +129,10 @@ class Writer:
             raise InvalidRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", path)
         try:
             return self._value(schema, path)
+        except InvalidRequest:
+            if self._strict or len(self._rules) >= MAX_RULES:
+                raise
+            return self._map({}, path) if schema.get("type") == "object" else self._any()
         finally:
             self._depth -= 1
 
@@ -134,14 +154,7 @@ class Writer:
             if kind in essence:
                 parts = _list(essence, kind, path)
                 del essence[kind]
-                choices = [
-                    self.value(
-                        self._merged([self._resolved(part, path), essence], path) if essence else part,
-                        f"{path}.{kind}[{at}]",
-                    )
-                    for at, part in enumerate(parts)
-                ]
-                return f"({' | '.join(dict.fromkeys(choices))})"
+                return self._choice(parts, essence, f"{path}.{kind}")
         if "const" in essence or "enum" in essence:
             return self._constants(essence, path)
         types = essence.get("type", [kind for kind in TYPES if kind != "integer"])
@@ -150,7 +163,7 @@ class Writer:
         types = [types] if isinstance(types, str) else types
         if essence.get("nullable") and "null" not in types:
             types = [*types, "null"]
-        if not types or any(kind not in TYPES for kind in types):
+        if not isinstance(types, list) or not types or any(kind not in TYPES for kind in types):
             raise InvalidRequest(
                 f"'{path}.type' is {json.dumps(types)[:80]}; it must be of {', '.join(TYPES)}.", f"{path}.type"
             )
@@ -165,8 +178,25 @@ class Writer:
         }
         return "(" + " | ".join(writers[kind](essence, path) for kind in types) + ")"
 
+    def _choice(self, parts: Sequence[Any], also: JsonSchema, path: str) -> str:
+        """One of some schemas, without those that nothing satisfies. also: what all of them ask for as well."""
+        choices: dict[str, None] = {}
+        impossible: NothingFitsError | None = None
+        for at, part in enumerate(parts):
+            try:
+                both = self._merged([self._resolved(part, path), also], path) if also else part
+                choices[self.value(both, f"{path}[{at}]")] = None
+            except NothingFitsError as error:
+                impossible = error
+        if impossible and not choices:
+            raise impossible
+        return f"({' | '.join(choices)})"
+
     def _check_keywords(self, schema: JsonSchema, path: str) -> None:
-        for keyword in schema:
+        for keyword, given in schema.items():
+            if not isinstance(given, SHAPES.get(keyword, object)):
+                message = f"'{path}.{keyword}' cannot be {json.dumps(given)[:60]}."
+                raise InvalidRequest(message, f"{path}.{keyword}")
             if keyword not in HANDLED and keyword not in ANNOTATIONS:
                 self._unsupported(keyword, path)
 
@@ -201,8 +231,10 @@ class Writer:
         if ref not in self._refs:
             self._refs[ref] = self._reserve("ref")
             self._entered.append(ref)
-            self._rules[self._refs[ref]] = self.value(target, ref)
-            self._entered.pop()
+            try:
+                self._rules[self._refs[ref]] = self.value(target, ref)
+            finally:
+                self._entered.pop()
         return self._refs[ref]
 
     def _resolved(self, part: Any, path: str) -> Any:
@@ -242,9 +274,7 @@ class Writer:
             if keyword == "enum":
                 return [value for value in first if value in second]
             if keyword == "type":
-                first, second = ([one] if isinstance(one, str) else one for one in (first, second))
-                both = [kind for kind in first if kind in second]
-                return both + ["integer"] * ({"integer", "number"} <= {*first, *second} and not both)
+                return _common_types(first, second, path)
             if keyword == "additionalProperties":
                 return second if first is True else first
         except TypeError:
@@ -263,7 +293,7 @@ class Writer:
         if schema.get("nullable") and None not in values:
             values = [*values, None]
         if not values:
-            raise InvalidRequest(f"'{path}' allows no value at all.", path)
+            raise NothingFitsError(f"'{path}' allows no value at all.", path)
         for keyword in set(schema) - {"const", "enum", "type", "nullable"}:
             self._unsupported(keyword, path, "beside enum or const")
         return "(" + " | ".join(dict.fromkeys(literal(_json(value, path)) for value in values)) + ")"
@@ -281,11 +311,10 @@ class Writer:
         try:
             more = schema.get("additionalProperties", not properties)
             missing = [name for name in required if name not in properties]
-            if missing and more is False:
-                raise InvalidRequest(
-                    f"'{path}.required' names '{missing[0]}', which no property allows.", f"{path}.required"
-                )
-            known = dict(properties) | dict.fromkeys(missing, more)
+            if missing and schema.get("additionalProperties") is False:
+                message = f"'{path}.required' names '{missing[0]}', which no property allows."
+                raise NothingFitsError(message, f"{path}.required")
+            known = dict(properties) | dict.fromkeys(missing, schema.get("additionalProperties", True))
             if not known:
                 return self._map(schema, path)
             for keyword in ("minProperties", "maxProperties", "propertyNames"):
@@ -321,6 +350,8 @@ class Writer:
     def _map(self, schema: JsonSchema, path: str) -> str:
         more = schema.get("additionalProperties", True)
         least, most = self._counts(schema, "minProperties", "maxProperties", KEYS, path)
+        if more is False and least:
+            raise NothingFitsError(f"'{path}.minProperties' is {least}, but there are none.", f"{path}.minProperties")
         if more is False or most == 0:
             return '"{" space "}"'
         names = self._resolved(schema.get("propertyNames", True), path)
@@ -401,7 +432,9 @@ class Writer:
                 if limited:
                     self._unsupported("minLength" if "minLength" in schema else "maxLength", path, "beside pattern")
                 return f'"\\"" {inner} "\\""'
-        known = FORMATS.get(schema.get("format", "")) if isinstance(schema.get("format"), str) else None
+        known = FORMATS.get(schema.get("format", ""))
+        if "format" in schema and not known:
+            self._unsupported("format", path, f"of formats, only {', '.join(FORMATS)} are")
         if known:
             if limited:
                 self._unsupported("minLength" if "minLength" in schema else "maxLength", path, "beside format")
@@ -409,15 +442,15 @@ class Writer:
         return f'"\\"" {_times("char", least, most)} "\\""'
 
     def _integer(self, schema: JsonSchema, path: str) -> str:
-        least, most = self._bounds(schema, path)
+        least, most = self._bounds(schema, path, MOST_INTEGER)
         low = least[0] + least[1] if least else None
         high = most[0] - most[1] if most else None
         if low is not None and high is not None and low > high:
-            raise InvalidRequest(f"'{path}' allows no integer: {low} is above {high}.", path)
+            raise NothingFitsError(f"'{path}' allows no integer: {low} is above {high}.", path)
         return self._rule("integer", integers(low, high))
 
     def _number(self, schema: JsonSchema, path: str) -> str:
-        least, most = self._bounds(schema, path)
+        least, most = self._bounds(schema, path, MOST_NUMBER)
         if least is None and most is None:
             return self._rule("number", f'"-"? ("0" | [1-9] {DIGITS}) {FRACTION} {EXPONENT}')
         low, high = (least[0] if least else None), (most[0] if most else None)
@@ -426,13 +459,18 @@ class Writer:
             and high is not None
             and (low > high or (low == high and ((least and least[1]) or (most and most[1]))))
         ):
-            raise InvalidRequest(f"'{path}' allows no number between {low} and {high}.", path)
+            raise NothingFitsError(f"'{path}' allows no number between {low} and {high}.", path)
         return self._rule(
             "number", decimals(low, high, open_low=bool(least and least[1]), open_high=bool(most and most[1]))
         )
 
-    def _bounds(self, schema: JsonSchema, path: str) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
-        """(bound, 1 if it is excluded) at either end. A bound that is no whole number is none that digits can tell."""
+    def _bounds(
+        self, schema: JsonSchema, path: str, limit: int
+    ) -> tuple[tuple[int, int] | None, tuple[int, int] | None]:
+        """(bound, 1 if it is excluded) at either end. A bound that is no whole number is none that digits can tell.
+
+        One that is farther out than the limit is drawn in to it.
+        """
         found: list[tuple[int, int] | None] = []
         for keyword, other, choose in (
             ("minimum", "exclusiveMinimum", max),
@@ -447,8 +485,11 @@ class Writer:
                     raise InvalidRequest(
                         f"'{path}.{name}' must be a number, and is {json.dumps(bound)[:60]}.", f"{path}.{name}"
                     )
-                if bound in (float("inf"), float("-inf")) or bound != int(bound) or abs(bound) > 10**9:
-                    self._unsupported(name, path, "only whole numbers up to a billion are")
+                outwards = -1 if choose is max else 1
+                if bound * outwards > limit:
+                    bound = limit * outwards
+                if abs(bound) > limit or bound != int(bound):
+                    self._unsupported(name, path, f"only whole numbers up to {limit:,} are")
                     continue
                 draft4 = name == keyword and schema.get(other) is True
                 given.append((int(bound), 1 if draft4 else excluded))
@@ -527,8 +568,9 @@ def _magnitudes(low: int, high: int | None, open_low: bool, open_high: bool) -> 
 def _naturals(low: int, high: int | None) -> str:
     """The digits of whole numbers from low to high, without leading zeros."""
     if high is None:
-        longer = f"[1-9] [0-9]{{{len(str(low))},15}}"
-        return f"({_same_length(str(low), '9' * len(str(low)))} | {longer})"
+        length = len(str(low))
+        longer = f" | [1-9] [0-9]{{{length},15}}" if length <= 15 else ""
+        return f"({_same_length(str(low), '9' * length)}{longer})"
     ways = []
     for length in range(len(str(low)), len(str(high)) + 1):
         least = max(low, 10 ** (length - 1) if length > 1 else 0)
@@ -564,7 +606,8 @@ def _times(expression: str, least: int, most: int) -> str:
         return f"{expression}{{{least},{most}}}"
     blocks, rest = divmod(least, block)
     must = f"({expression}{{{block}}}){{{blocks}}} {expression}{{{rest}}}" if least else ""
-    return f"{must} ({expression}{{{block}}}){{0,{(most - least) // block}}} {expression}{{0,{block - 1}}}"
+    more = (most - least - block + 1) // block  # and a remainder of at least block - 1, so that no length is left out
+    return f"{must} ({expression}{{{block}}}){{0,{more}}} {expression}{{0,{most - least - more * block}}}".strip()
 
 
 def _separated(item: str, least: int, most: int) -> str:
@@ -592,9 +635,19 @@ def _is_of(value: Any, kinds: Sequence[str]) -> bool:
     if isinstance(value, bool):
         return "boolean" in kinds
     if isinstance(value, int | float):
-        return "number" in kinds or ("integer" in kinds and value == int(value))
+        return "number" in kinds or ("integer" in kinds and float(value).is_integer())
     names = {str: "string", list: "array", dict: "object", type(None): "null"}
     return names[type(value)] in kinds
+
+
+def _common_types(first: Any, second: Any, path: str) -> list[str]:
+    first, second = ([one] if isinstance(one, str) else one for one in (first, second))
+    both = [kind for kind in first if kind in second]
+    if not both and {"integer", "number"} <= {*first, *second}:
+        both = ["integer"]
+    if not both:
+        raise NothingFitsError(f"'{path}' allows no value at all.", path)
+    return both
 
 
 def _are_texts(values: Iterable[Any]) -> bool:

@@ -17,7 +17,12 @@ CLASSES = {
     sre.CATEGORY_DIGIT: "0-9",
     sre.CATEGORY_WORD: "0-9A-Za-z_",
     sre.CATEGORY_SPACE: "\\x20",
+    sre.CATEGORY_NOT_DIGIT: "\\x20\\x21\\x23-\\x2F\\x3A-\\x5B\\x5D-\\x7E",
+    sre.CATEGORY_NOT_WORD: "\\x20\\x21\\x23-\\x2F\\x3A-\\x40\\x5B\\x5D\\x5E\\x60\\x7B-\\x7E",
+    sre.CATEGORY_NOT_SPACE: "\\x21\\x23-\\x5B\\x5D-\\x7E\\u00A1-\\u167F\\u2010-\\u2027\\u3001-\\uD7FF"
+    "\\U00010000-\\U0010FFFF",
 }
+"""What all dialects of regular expressions agree on, and needs no escape in JSON. Negated, the first three only."""
 
 
 class PatternError(ValueError):
@@ -94,7 +99,7 @@ def _class(given: Iterable[tuple[Any, Any]]) -> str:
                 inner += _escaped(chr(what), "[]^-\\")
         elif kind is sre.RANGE:
             inner += _range(*what)
-        elif kind is sre.CATEGORY and what in CLASSES:
+        elif kind is sre.CATEGORY and what in CLASSES and not (negated and str(what).startswith("CATEGORY_NOT")):
             inner += CLASSES[what]
         else:
             raise PatternError(f"it has {str(what).lower()} in a class")

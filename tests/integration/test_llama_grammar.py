@@ -16,7 +16,7 @@ from tests.gguf_factory import random_model
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
-FORMATS = ("date", "time", "date-time", "uuid", "email", "ipv4", "hostname")
+FORMATS = ("date", "time", "date-time", "uuid", "email", "ipv4", "ipv6", "duration", "hostname")
 INTEGERS = ((0, 0), (-7, 3), (98, 1203), (-120, -9))
 NUMBERS = ((0, 1), (-3, 2), (9, 101), (-20, -10), (5, 5))
 OPEN = ((0, 1), (-1, 0), (-2, 5))
@@ -40,6 +40,12 @@ SCHEMAS: list[Any] = [
     {"type": "string", "minLength": 3, "maxLength": 5},
     {"type": "string", "pattern": '^\\d{3}-[a-z]+(x|y"z)?$'},
     {"type": "string", "pattern": "^a?b\\\\c$"},
+    {"type": "string", "pattern": "^[\\s\\S]\\S\\D\\W$"},
+    {"properties": {"a": {"type": "null"}}, "required": ["b"]},
+    {"type": "integer", "anyOf": [{"type": "string"}, {"maximum": 3}]},
+    {"type": "integer", "exclusiveMinimum": 0, "maximum": 9007199254740991},
+    {"type": "integer", "maximum": -50534929683708103},
+    {"type": "number", "minimum": -1e300, "maximum": 9007199254740991},
     *({"type": "string", "format": name} for name in FORMATS),
     *({"type": "integer", "minimum": low, "maximum": high} for low, high in INTEGERS),
     {"type": "integer", "exclusiveMinimum": 4, "maximum": 12},
@@ -85,6 +91,10 @@ def test_what_comes_out_satisfies_the_schema(model: Path):
         ({"type": "array", "items": {"uniqueItems": True}}, "schema.items.uniqueItems"),
         ({"properties": {"a": {"not": {}}}}, "schema.properties.a.not"),
         ({"type": "number", "minimum": 0.5}, "schema.minimum"),
+        ({"type": "number", "minimum": 2e9}, "schema.minimum"),
+        ({"type": "string", "format": "int32"}, "schema.format"),
+        ({"minProperties": 1, "additionalProperties": False}, "schema.minProperties"),
+        ({"type": "integer", "anyOf": [{"type": "string"}, {"enum": [1.5]}]}, "schema.anyOf[1]"),
         ({"type": "string", "pattern": "(?=a)b"}, "schema.pattern"),
         ({"$ref": "#/$defs/none"}, "schema.$ref"),
         ({"$ref": "https://example.org/schema"}, "schema.$ref"),
