@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench clean
+.PHONY: help install serve test check bench clients clean
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -42,6 +42,10 @@ check: $(VENV)/testing ## format, lint and types only
 
 bench: $(VENV)/testing ## the serving benchmark; others are in benchmarks/
 	@$(BIN)/python -m benchmarks.serving
+
+clients: $(VENV)/testing ## install real clients (Claude CLI, Codex, Vibe, SDKs) into a cache, and run them against a server
+	-@$(BIN)/python -m tests.clients.install
+	@$(BIN)/pytest -m clients tests/clients
 
 install: $(VENV)/serving ## only install
 

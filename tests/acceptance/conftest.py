@@ -54,8 +54,15 @@ class Server:
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     """`mindfu serve` with the shipped configuration, but for the port."""
-    folder = tmp_path_factory.mktemp("mindfu")
+    with running(tmp_path_factory.mktemp("mindfu")) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def running(folder: Path, **llm: object) -> Iterator[Server]:
+    """A server with the shipped configuration, but for the port. llm: settings of the model that are otherwise."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["applications"][0]["args"]["llm"] |= llm
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = config["http_options"]["port"] = probe.getsockname()[1]
