@@ -2,11 +2,15 @@
 
 A revoked key is forgotten within REMEMBERED_S on every gateway. While PostgreSQL is away, keys that were seen go on
 working, and others cannot be told: that is a 503 and not a 401.
+
+As soon as a key was made everybody has to show one, and the end of the last one changes nothing of that: a leaked key
+that is revoked, or one that expires at night, must not open the door to everyone.
 """
 
 import hmac
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -68,7 +72,8 @@ class Keyring:
         self._api_key, self._given = api_key, pepper.get_secret_value() if pepper else None
         self._keys: Keys | None = None
         self._remembered: dict[str, Remembered] = {}
-        self._any, self._any_asked_at = True, float("-inf")
+        self._any: bool | None = None  # None: nobody could tell yet
+        self._any_asked_at = float("-inf")
 
     async def caller(self, shown: str) -> Caller | None:
         """Who shows this text. None: nobody has to, because there are no keys. Raises Unauthorized, Unavailable."""
@@ -77,7 +82,7 @@ class Keyring:
         keys = self._opened()
         if keys is not None and (parts := split(shown)):
             return await self._holder(keys, *parts)
-        if self._api_key or (keys is not None and await self._locked(keys)):
+        if self._api_key or await self._locked():
             raise Unauthorized
         return None
 
@@ -113,14 +118,16 @@ class Keyring:
         self._remembered[id_] = Remembered(kept, self._now(), touched)
         return self._remembered[id_]
 
-    async def _locked(self, keys: Keys) -> bool:
-        """Whether there is any key, so that whoever shows none is refused. Not knowing counts as yes."""
+    async def _locked(self) -> bool:
+        """Whether a key was ever made, so that whoever shows none is refused.
+
+        The database says so, also where the pepper is lost or lies on another machine. Until it answers, a pepper does.
+        """
         if self._now() - self._any_asked_at >= REMEMBERED_S:
-            try:
-                self._any, self._any_asked_at = await keys.any(), self._now()
-            except Unavailable:
-                return self._any
-        return self._any
+            with suppress(Unavailable):  # what was known stands
+                self._any = await (self._keys or Keys(self._pool, b"")).any()
+            self._any_asked_at = self._now()
+        return self._keys is not None if self._any is None else self._any
 
     def _opened(self) -> Keys | None:
         """The keys, as soon as a pepper says that somebody made one."""

@@ -132,7 +132,7 @@ class Keys:
             await self._pool.execute(SQL["touch"], id_)
 
     async def any(self) -> bool:
-        """Whether there is a key that works."""
+        """Whether a key was ever made, revoked and expired ones too."""
         with reaching_postgres():
             return bool(await self._pool.fetchval(SQL["any"]))
 

@@ -108,7 +108,8 @@ class Attachment:
 def start_supervisor(home: PostgresHome) -> None:
     """Start one unless one listens. Returns when connections to its socket are queued."""
     try:
-        home.folder.mkdir(parents=True, exist_ok=True)
+        home.folder.parent.mkdir(mode=0o700, parents=True, exist_ok=True)  # conversations and keys are nobody else's
+        home.folder.mkdir(exist_ok=True)
         home.make_run_folder()
         with home.start_lock.open("w") as lock, home.log.open("ab") as log:
             fcntl.flock(lock, fcntl.LOCK_EX)

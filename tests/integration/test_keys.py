@@ -136,9 +136,25 @@ async def test_without_any_key_nobody_has_to_show_one(pool: asyncpg.Pool, keys: 
     clock.now += REMEMBERED_S
     with pytest.raises(Unauthorized):
         await gateway.caller("none")
+    with pytest.raises(Unauthorized):  # another machine on the same database, which has no pepper
+        await Keyring(pool, tmp_path, api_key=None, pepper=None).caller("none")
     admin = await ring(pool, tmp_path, "sesame").caller("sesame")
     assert admin is not None
     assert admin.may("train")
+
+
+@pytest.mark.parametrize("end", ["revoked_at = now()", "expires_at = now()"])
+async def test_the_end_of_the_last_key_opens_no_door(keys: Keys, pool: asyncpg.Pool, tmp_path: Path, end: str):
+    """A leaked key that is revoked, or one that expires at night, must not let everyone in."""
+    await keys.create("acme", ["chat"])
+    await pool.execute(f"update keys set {end}")
+    with pytest.raises(Unauthorized):
+        await ring(pool, tmp_path).caller("none")
+
+
+async def test_without_keys_answers_do_not_need_postgres(tmp_path: Path):
+    """A home without a pepper has made no key, and who was never refused is not because a server is away."""
+    assert await Keyring(Away(), tmp_path, api_key=None, pepper=None).caller("none") is None
 
 
 async def test_known_keys_work_while_postgres_is_away(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
@@ -155,6 +171,8 @@ async def test_known_keys_work_while_postgres_is_away(keys: Keys, pool: asyncpg.
         await gateway.caller(unseen)
     with pytest.raises(Unauthorized):
         await ring(Away(), tmp_path).caller("none")
+    with pytest.raises(Unavailable):
+        await ring(Away(), tmp_path).caller(text)
 
 
 async def test_last_use_and_spending_are_told(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
