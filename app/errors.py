@@ -10,6 +10,7 @@
     ├── ScopeMissing            403  the key is not for this
     ├── ModelNotFound           404
     ├── NotFound                404
+    ├── TooSlow                 408  the body did not come in time
     ├── TooLarge                413
     ├── UnsupportedMedia        415
     ├── UnreadableDocument      422  broken, empty, encrypted, or over a reading limit
@@ -147,6 +148,19 @@ class TooLarge(MindFuError):
             f"{self.what} has {self.size} {self.unit}, the limit is {self.limit}. "
             f"Send less, or raise '{self.setting}' in serve_config.yaml."
         )
+
+
+class TooSlow(MindFuError):
+    """The body did not come in time."""
+
+    status, code = 408, "request_timeout"
+
+    def __init__(self, size: int, limit_s: float) -> None:
+        super().__init__(size, limit_s)
+        self.size, self.limit_s = size, limit_s
+
+    def __str__(self) -> str:
+        return f"The request body did not arrive within {self.limit_s:g} s, {self.size} bytes of it did. Send it again."
 
 
 class UnsupportedMedia(MindFuError):

@@ -211,8 +211,10 @@ class Answering:
             created_at=draft.created_at,
         )
         self.metrics.answered(status, done.usage if done else None)
-        if ask.key and done and self.limiter:
-            await self.limiter.charge(ask.key, done.usage.prompt_tokens + done.usage.completion_tokens)
+        if ask.key and self.limiter:  # who leaves before the end pays for what was answered
+            usage = done.usage if done else None
+            answered = sum(delta.tokens for delta in draft.deltas)
+            await self.limiter.charge(ask.key, usage.prompt_tokens + usage.completion_tokens if usage else answered)
         await self.metrics.timed("record", self.recorder.record(turn))
 
     def _in_background(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

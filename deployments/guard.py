@@ -5,6 +5,7 @@ any key only this machine may call, and only on purpose: a web page that the own
 loopback too (directly, or by DNS rebinding), so requests with a foreign Host or Origin are refused.
 """
 
+import asyncio
 import logging
 import uuid
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, MutableMapping
@@ -15,7 +16,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from app.errors import Forbidden, MindFuError, ScopeMissing, TooLarge, Unauthorized, Unavailable
+from app.errors import Forbidden, MindFuError, ScopeMissing, TooLarge, TooSlow, Unauthorized, Unavailable
 from app.keyring import Caller
 from app.keys import Limits
 from app.keys import Scope as KeyScope
@@ -48,6 +49,7 @@ NEEDED: tuple[tuple[str, KeyScope], ...] = (
 LIMITED = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
 })  # fmt: skip
+BODY_S, UPLOAD_S = 60.0, 600.0  # that a body may take to arrive: a drip of bytes must not hold a request for ever
 MULTIPART_OVERHEAD = 64 * 1024  # bytes around an uploaded file
 
 
@@ -73,9 +75,12 @@ class Guard:
         max_upload: int,
         metrics: Metrics,
         origins: tuple[str, ...] = (),
+        body_s: float = BODY_S,
+        upload_s: float = UPLOAD_S,
     ) -> None:
         self.app, self.keyring, self.limiter, self.origins = app, keyring, limiter, origins
         self.max_body, self.max_upload = max_body, max_upload
+        self.body_s, self.upload_s = body_s, upload_s
         self.metrics = metrics
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -158,16 +163,21 @@ class Guard:
         if announced.isdecimal() and int(announced) > limit:
             raise TooLarge("The request body", int(announced), limit, "bytes", setting)
         chunks, size = [], 0
-        while True:
-            event = await receive()
-            if event["type"] == "http.disconnect":
-                return None
-            chunks.append(event.get("body", b""))
-            size += len(chunks[-1])
-            if size > limit:
-                raise TooLarge("The request body", size, limit, "bytes", setting)
-            if not event.get("more_body", False):
-                return b"".join(chunks)
+        limit_s = self.upload_s if upload else self.body_s
+        try:
+            async with asyncio.timeout(limit_s):
+                while True:
+                    event = await receive()
+                    if event["type"] == "http.disconnect":
+                        return None
+                    chunks.append(event.get("body", b""))
+                    size += len(chunks[-1])
+                    if size > limit:
+                        raise TooLarge("The request body", size, limit, "bytes", setting)
+                    if not event.get("more_body", False):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise TooSlow(size, limit_s) from None
 
 
 def scope_of(path: str) -> KeyScope | None:

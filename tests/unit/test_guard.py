@@ -1,5 +1,7 @@
 """Who may call, how much they may send, and what they are told otherwise."""
 
+import asyncio
+
 import httpx
 import pytest
 from fastapi import FastAPI, Request
@@ -117,6 +119,24 @@ async def test_a_body_over_the_limit_is_refused_with_both_numbers():
     assert "3000" in announced.json()["error"]["message"]
     assert "2000" in announced.json()["error"]["message"]
     assert upload.json() == 3000
+
+
+async def test_a_body_that_never_ends_is_given_up():
+    """A drip of bytes holds a request for as long as a body may take, and no longer."""
+    app, metrics = application()
+    first, sent = [{"type": "http.request", "body": b"{", "more_body": True}], []
+
+    async def receive() -> dict[str, object]:
+        return first.pop() if first else await asyncio.Future()
+
+    async def send(event: dict[str, object]) -> None:
+        sent.append(event)
+
+    scope = {"type": "http", "method": "POST", "path": "/v1/chat/completions", "headers": []}
+    guard = Guard(app, keyring=Keyring(), limiter=None, max_body=9, max_upload=9, metrics=metrics, body_s=0.01)
+    await guard(scope, receive, send)
+    assert sent[0]["status"] == 408
+    assert b"within 0.01 s, 1 bytes" in sent[1]["body"]
 
 
 async def test_a_client_that_leaves_while_it_sends_reaches_no_route():
