@@ -7,6 +7,7 @@ import subprocess
 import sys
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import asyncpg
@@ -16,12 +17,16 @@ from fastapi import FastAPI, Request
 from pydantic import SecretStr
 
 from app.errors import InvalidRequest, NotFound, RateLimited, Unauthorized, Unavailable
+from app.feedback import FeedbackStore
 from app.keyring import REMEMBERED_S, Keyring
 from app.keys import Key, Keys, Limits, pepper, pepper_file
 from app.limits import Limiter
+from app.recorder import Recorder
+from app.spool import Spool
 from deployments.guard import Guard
 from deployments.metrics import Metrics
-from deployments.routes import refusals
+from deployments.routes import conversations, refusals
+from tests.integration.test_conversations import turn, user
 
 pytestmark = pytest.mark.integration
 PEPPER = b"of the tests"
@@ -298,6 +303,33 @@ async def test_each_route_asks_for_its_scope(keys: Keys, app: FastAPI):
         refusal = await http.post("/v1/messages")
     assert refusal.status_code == 401
     assert refusal.json()["error"]["type"] == "authentication_error"
+
+
+async def test_a_key_reaches_no_other_tenants_conversations(keys: Keys, pool: asyncpg.Pool, tmp_path: Path):
+    """What another tenant has is not there: not in lists, not by its id, not to judge and not to delete."""
+    recorder = Recorder(pool, Spool(tmp_path))
+    gateway: Any = SimpleNamespace(
+        recorder=recorder, conversations=recorder.conversations, feedback=FeedbackStore(pool)
+    )
+    guarded = FastAPI()
+    sizes = {"max_body": 1000, "max_upload": 1000, "metrics": Metrics()}
+    guarded.add_middleware(Guard, keyring=ring(pool, tmp_path), limiter=None, **sizes)
+    refusals.register(guarded)
+    guarded.include_router(conversations.routes(gateway))
+    kept = turn(user("ours"), tenant="owner")
+    await recorder.conversations.record(kept)
+    (_, owner), (_, thief) = await keys.create("owner", ["chat"]), await keys.create("thief", ["chat", "admin"])
+    async with client(guarded, owner) as http:
+        (found,) = (await http.get("/v1/conversations")).json()["data"]
+    path, judged = f"/v1/conversations/{found['id']}", {"turn_id": kept.id, "rating": -1}
+    async with client(guarded, thief) as http:
+        assert (await http.get("/v1/conversations", headers={"x-tenant": "owner"})).json()["data"] == []
+        assert (await http.get(path)).status_code == 404
+        assert (await http.delete(path)).status_code == 404
+        assert (await http.post("/v1/feedback", json=judged)).status_code == 404
+    async with client(guarded, owner) as http:
+        assert (await http.get(path)).status_code == 200
+        assert (await http.post("/v1/feedback", json=judged)).status_code < 300
 
 
 @pytest.mark.parametrize(
