@@ -1,13 +1,16 @@
-"""How well and how fast documents are found, against an exact search and sentence-transformers' own loop.
+"""How well and how fast documents are found, against each half of the search alone and against plain fusion.
 
-    python -m benchmarks.retrieval FOLDER
+    python -m benchmarks.retrieval FOLDER...
 
-FOLDER holds corpus.jsonl (`_id` or `id`, title, text), queries.jsonl and qrels.tsv (query, document, grade). One run
-gives both sides of each comparison, on one thread of the embedder:
-- nDCG@10 of our pipeline (chunks of 512/50, title in front, embedded Qdrant; best chunk per document), beside the
-  ceiling: the same vectors compared exactly by numpy;
+Each FOLDER holds corpus.jsonl (`_id` or `id`, title, text), queries.jsonl and qrels.tsv (query, document, grade). One
+run gives both sides of each comparison, on one thread of the embedder:
+- nDCG@10 and Recall@10 of our pipeline (chunks of 512/50, title in front, embedded Qdrant; best chunk per document),
+  beside vectors alone, words alone (BM25) and their reciprocal rank fusion (k = 60), each exact, over the same chunks;
+- the difference from each of them with its 95 % interval, by a paired bootstrap over the questions;
 - embedding of a sample of the chunks by our batches, and by SentenceTransformer.encode with its defaults, in turns;
 - the time of a query, and where it goes; the same while a document is being embedded.
+
+The weights (app/vectors.py COSINE_SHARE, deployments/retriever.py NEIGHBOURS) were chosen on cranfield alone.
 """
 
 import argparse
@@ -24,17 +27,22 @@ from pathlib import Path
 
 import numpy as np
 import psutil
+from numpy.typing import NDArray
 
 from app.chunking import cut
+from app.lexical import query_words
 from app.messages import Index, Search
 from app.settings import EmbeddingSettings
-from app.vectors import Floats, Query
+from app.vectors import Floats, Query, words_of
 from deployments.embedder import Embedder
-from deployments.retriever import Retriever, passage_texts
+from deployments.retriever import Retriever, ends, in_context, passage_texts
 from deployments.vector_store import VectorStore
 
 COLLECTION = "benchmark"
 DEPTH = 100  # chunks fetched per query: enough for ten documents
+RRF_K = 60
+RESAMPLES = 10_000
+WAYS = ("ours", "vectors", "words", "rrf")
 SAMPLE, SLICES = 512, 4  # chunks that both sides embed, in turns
 
 
@@ -61,6 +69,51 @@ def ndcg(ranked: Iterable[str], grades: Mapping[str, int], depth: int = 10) -> f
     return gain / sum(grade / math.log2(rank + 2) for rank, grade in enumerate(best))
 
 
+def recall(ranked: Iterable[str], grades: Mapping[str, int], depth: int = 10) -> float:
+    """The share of the relevant documents among the first."""
+    relevant = {name for name, grade in grades.items() if grade > 0}
+    return len(relevant & set(list(ranked)[:depth])) / len(relevant) if relevant else 0.0
+
+
+def bm25(documents: Sequence[Index], queries: Sequence[str]) -> Floats:
+    """Scores of every chunk for every query, exactly. [queries, chunks]"""
+    chunks = [words_of(document, chunk, "english") for document in documents for chunk in document.chunks]
+    holders: dict[int, list[tuple[int, float]]] = defaultdict(list)
+    for number, words in enumerate(chunks):
+        for word, weight in zip(words.indices, words.values, strict=True):
+            holders[word].append((number, weight))
+    scores = np.zeros((len(queries), len(chunks)), np.float32)
+    for row, query in enumerate(queries):
+        asked = query_words(ends(query), "english")
+        for word, times in zip(asked.indices, asked.values, strict=True):
+            held = holders.get(word, ())
+            idf = math.log(1 + (len(chunks) - len(held) + 0.5) / (len(held) + 0.5))
+            for number, weight in held:
+                scores[row, number] += times * weight * idf
+    return scores
+
+
+def ranks(scores: Floats) -> NDArray[np.intp]:
+    """The place of each chunk, best first, from 0."""
+    places = np.empty(len(scores), np.intp)
+    places[np.argsort(-scores, kind="stable")] = np.arange(len(scores))
+    return places
+
+
+def by_document(scores: Floats, owners: Sequence[str]) -> list[str]:
+    """Documents by their best chunk."""
+    return list(dict.fromkeys(owners[number] for number in np.argsort(-scores, kind="stable")[: 3 * DEPTH]))
+
+
+def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """Mean difference and its 95 % interval: questions are drawn with replacement, both sides the same ones."""
+    differences = np.array(ours) - np.array(theirs)
+    rng = np.random.default_rng(0)
+    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(axis=1)
+    low, high = np.quantile(means, (0.025, 0.975))
+    return float(differences.mean()), float(low), float(high)
+
+
 def ms(times: Sequence[float]) -> str:
     ordered = sorted(times)
     return f"p50 {statistics.median(ordered) * 1e3:6.1f} ms   p99 {ordered[int(len(ordered) * 0.99)] * 1e3:6.1f} ms"
@@ -82,13 +135,21 @@ async def embedding_rates(embedder: Embedder, texts: Sequence[str]) -> tuple[Flo
     return await embedder.embed_passages(texts), len(sample) / ours, len(sample) / theirs
 
 
-async def main(folder: Path) -> None:
-    process = psutil.Process()
-    began, before = time.perf_counter(), process.memory_info().rss
+async def main(folders: Sequence[Path]) -> None:
+    began, before = time.perf_counter(), psutil.Process().memory_info().rss
     embedder = Embedder(EmbeddingSettings(threads=1))
-    grown = (process.memory_info().rss - before) / 2**20
-    print(f"{folder.name}: embedder loaded in {time.perf_counter() - began:.1f} s, {grown:.0f} MB")
+    grown = (psutil.Process().memory_info().rss - before) / 2**20
+    print(f"embedder loaded in {time.perf_counter() - began:.1f} s, {grown:.0f} MB")
+    found = [await collection(folder, embedder) for folder in folders]
+    if len(found) > 1:
+        print(
+            "\nmean of all: "
+            + "   ".join(f"{way} {statistics.mean(means[way] for means in found):.4f}" for way in WAYS)
+        )
 
+
+async def collection(folder: Path, embedder: Embedder) -> dict[str, float]:
+    """Everything about one collection. Returns nDCG@10 by way."""
     documents = [
         Index(collection=COLLECTION, document_id=record["id"], title=record.get("title", ""), chunks=chunks)
         for record in records(folder / "corpus.jsonl")
@@ -96,49 +157,63 @@ async def main(folder: Path) -> None:
     ]
     texts = [text for document in documents for text in passage_texts(document)]
     vectors, ours, theirs = await embedding_rates(embedder, texts)
-    print(f"{len(documents)} documents, {len(texts)} chunks")
+    print(f"\n{folder.name}: {len(documents)} documents, {len(texts)} chunks")
     print(
         f"embedding   ours {ours:6.1f} texts/s   sentence-transformers' default {theirs:6.1f}   × {ours / theirs:.2f}"
     )
-
     with tempfile.TemporaryDirectory() as home:
         store = VectorStore(Path(home))
         await store.create(COLLECTION, await embedder.space())
         began, start = time.perf_counter(), 0
         for document in documents:
             end = start + len(document.chunks)
-            await store.upsert(document, vectors[start:end])
+            await store.upsert(document, in_context(vectors[start:end]))
             start = end
         print(f"storing     {len(texts) / (time.perf_counter() - began):6.0f} chunks/s, a call per document")
-        await measure(folder, embedder, store, documents, vectors)
+        means = await measure(folder, embedder, store, documents, vectors)
         await store.close()
+    return means
 
 
 async def measure(
     folder: Path, embedder: Embedder, store: VectorStore, documents: Sequence[Index], vectors: Floats
-) -> None:
-    """Quality against exact search, then times."""
+) -> dict[str, float]:
+    """Quality against each half alone and plain fusion, then times."""
     retriever, grades = Retriever(embedder, store), judgments(folder / "qrels.tsv")
     owners = [document.document_id for document in documents for _ in document.chunks]
-    found, exact, whole, embedding, searching = [], [], [], [], []
     queries = [record for record in records(folder / "queries.jsonl") if record["id"] in grades]
-    for record in queries:
+    said = bm25(documents, [record["text"] for record in queries])
+    gains: dict[str, list[float]] = {way: [] for way in WAYS}
+    recalls: dict[str, list[float]] = {way: [] for way in WAYS}
+    whole, embedding, searching = [], [], []
+    space = await embedder.space()
+    for record, words in zip(queries, said, strict=True):
         began = time.perf_counter()
         search = Search(query=record["text"], collections=(COLLECTION,), top_k=DEPTH, min_score=-1)
         hits = await retriever.search(search)
         whole.append(time.perf_counter() - began)
         began = time.perf_counter()
-        vector = await embedder.embed_query(record["text"])
+        vector = await embedder.embed_query(ends(record["text"]))
         embedding.append(time.perf_counter() - began)
         began = time.perf_counter()
-        await store.search(Query(vector, await embedder.space(), "default", (COLLECTION,), top_k=5, min_score=0.3))
+        await store.search(Query(record["text"], vector, space, "default", (COLLECTION,), top_k=5, min_score=0.3))
         searching.append(time.perf_counter() - began)
-        judged = grades[record["id"]]
-        found.append(ndcg(dict.fromkeys(hit.document_id for hit in hits), judged))
-        order = np.argsort(-(vectors @ vector), kind="stable")[:DEPTH]
-        exact.append(ndcg(dict.fromkeys(owners[number] for number in order), judged))
-    ours, ceiling = statistics.mean(found), statistics.mean(exact)
-    print(f"nDCG@10     ours {ours:.4f}   exact search {ceiling:.4f}   {len(queries)} queries")
+        cosines = vectors @ vector
+        fused = (1 / (RRF_K + 1 + ranks(cosines)) + 1 / (RRF_K + 1 + ranks(words))).astype(np.float32)
+        ranked = {
+            "ours": list(dict.fromkeys(hit.document_id for hit in hits)),
+            "vectors": by_document(cosines, owners),
+            "words": by_document(words, owners),
+            "rrf": by_document(fused, owners),
+        }
+        for way, names in ranked.items():
+            gains[way].append(ndcg(names, grades[record["id"]]))
+            recalls[way].append(recall(names, grades[record["id"]]))
+    for name, found in (("nDCG@10", gains), ("Recall@10", recalls)):
+        print(f"{name:<11} " + "   ".join(f"{way} {statistics.mean(found[way]):.4f}" for way in WAYS))
+    for way in WAYS[1:]:
+        difference, low, high = interval(gains["ours"], gains[way])
+        print(f"  ours - {way:<8} {difference:+.4f}   95 % [{low:+.4f}, {high:+.4f}]   {len(queries)} questions")
     print(f"query       {ms(whole)}   (top {DEPTH})")
     print(f"  embedding {ms(embedding)}")
     print(f"  search    {ms(searching)}   (top 5)")
@@ -154,9 +229,10 @@ async def measure(
     await bulk
     print(f"  embedding {ms(busy)}   (while a document is embedded, {len(busy)} queries)")
     print(f"memory      {psutil.Process().memory_info().rss / 2**20:.0f} MB, everything in one process")
+    return {way: statistics.mean(found) for way, found in gains.items()}
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("folder", type=Path)
-    asyncio.run(main(options.parse_args().folder))
+    options.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
+    asyncio.run(main(options.parse_args().folders))
