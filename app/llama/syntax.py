@@ -63,10 +63,12 @@ def recognise(template: str) -> Syntax:
         family: Family = "devstral" if "[ARGS]" in template else "mistral"
         thoughts = ("[THINK]", "[/THINK]") if "[THINK]" in template else None
         return Syntax(family, own, "[TOOL_CALLS]", "", thoughts)
-    if own and "<tool_call>" not in template and re.search(r"<\|python_tag\|>|\"parameters\":", template):
+    llama = "<|start_header_id|>" in template or "<|python_tag|>" in template or "<|header_start|>" in template
+    if own and llama and re.search(r'"parameters\\?":', template) and not re.search("<tool_call>|<function=", template):
         return Syntax("llama", own, "", "", None)
     thoughts = ("<think>", "</think>") if "<think>" in template or "</think>" in template else None
-    return Syntax("hermes", own and "<tool_call>" in template, "<tool_call>", "</tool_call>", thoughts)
+    json_calls = "<tool_call>" in template and re.search(r'"arguments\\?"', template) and "<function=" not in template
+    return Syntax("hermes", own and bool(json_calls), "<tool_call>", "</tool_call>", thoughts)
 
 
 def new_id() -> str:

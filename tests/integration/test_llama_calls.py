@@ -14,7 +14,7 @@ from app.messages import Delta, Done, Generate, JsonFormat, NamedTool, Sampling,
 
 pytestmark = pytest.mark.integration
 
-HERMES = "{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>{% endif %}" + CHATML
+HERMES = '{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>{"name": x, "arguments": y}{% endif %}' + CHATML
 THINKS = CHATML + "<think>{{ '\n' }}"
 UNIT = {"type": "object", "properties": {"unit": {"enum": ["c"]}}, "required": ["unit"], "additionalProperties": False}
 TOOL = Tool(name="weather", parameters=UNIT)

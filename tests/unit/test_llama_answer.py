@@ -12,7 +12,7 @@ from app.llama.syntax import Syntax, recognise
 HERMES = recognise("{% if tools %}<tool_call>{% endif %}</think>")
 MISTRAL = recognise("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]")
 DEVSTRAL = recognise("{{ tools }}[TOOL_CALLS]name[ARGS]")
-LLAMA = recognise('{{ tools }} Respond with {"name": function name, "parameters": dictionary}')
+LLAMA = recognise('<|start_header_id|>{{ tools }} Respond with {"name": function name, "parameters": dictionary}')
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
@@ -153,6 +153,13 @@ def test_an_answer_that_only_looks_like_json_is_text():
     assert said(Answer((), LLAMA, ["weather"]), '{"a"', ": 1}") == ("", '{"a": 1}', [])
     answer = Answer((), LLAMA, ["weather"])
     assert answer.push(b"Hello").text == "Hello"  # and text is not held back
+
+
+def test_a_template_whose_calls_are_not_read_is_told_of_tools_like_one_without():
+    """Qwen3-Coder writes calls as XML; Cohere's have parameters, but are not Llama's."""
+    for template in ("{{ tools }}<tool_call><function=name>", '{{ tools }}{"tool_name": x, "parameters": y}'):
+        assert (recognise(template).family, recognise(template).own) == ("hermes", False)
+    assert recognise('{{ tools }}<tool_call>{"name": x, "arguments": y}').own
 
 
 @pytest.mark.parametrize(
