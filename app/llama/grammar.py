@@ -31,22 +31,27 @@ CHAR = f'char ::= {PLAIN} | "\\\\" (["\\\\/bfnrt] | "u" ({UNICODE}))'
 DIGITS = "[0-9]{0,15}"
 FRACTION = '("." [0-9]{1,16})?'
 EXPONENT = "([eE] [-+]? [0-9] [1-9]?)?"
-DATE = '[0-9]{4} "-" ("0" [1-9] | "1" [0-2]) "-" ("0" [1-9] | [1-2] [0-9])'  # the 30th and 31st are not in all months
+LONG_MONTH = '("0" [13578] | "1" [02]) "-" ("0" [1-9] | [1-2] [0-9] | "3" [01])'
+SHORT_MONTH = '("0" [469] | "11") "-" ("0" [1-9] | [1-2] [0-9] | "30")'
+FEBRUARY = '"02-" ("0" [1-9] | "1" [0-9] | "2" [0-8])'  # which years have a 29th is beyond a grammar
+DATE = f'[1-2] [0-9]{{3}} "-" ({LONG_MONTH} | {SHORT_MONTH} | {FEBRUARY})'
 ZONE = '("Z" | [-+] ("0" [0-9] | "1" [0-4]) ":" [0-5] [0-9])'
 TIME = f'([0-1] [0-9] | "2" [0-3]) ":" [0-5] [0-9] ":" [0-5] [0-9] ("." [0-9]{{1,6}})? {ZONE}'
 OCTET = '("25" [0-5] | "2" [0-4] [0-9] | "1" [0-9]{2} | [1-9]? [0-9])'
-LABEL = "[a-z0-9] [a-z0-9]{0,30}"
+LABEL = "[A-Za-z0-9] ([A-Za-z0-9-]{0,30} [A-Za-z0-9])?"
+ATOM = "[A-Za-z0-9_+-]{1,30}"
+PATH = '("/" [A-Za-z0-9._~-]{0,60}){0,8} ("?" [A-Za-z0-9._~=&+-]{0,200})?'
 FORMATS = {
     "date": DATE,
     "time": TIME,
     "date-time": f'{DATE} "T" {TIME}',
     "uuid": f'{HEX}{{8}} "-" {HEX}{{4}} "-" {HEX}{{4}} "-" {HEX}{{4}} "-" {HEX}{{12}}',
-    "email": f'[a-z0-9] [a-z0-9._-]{{0,30}} "@" {LABEL} ("." {LABEL}){{1,3}}',
+    "email": f'{ATOM} ("." {ATOM}){{0,3}} "@" {LABEL} ("." {LABEL}){{1,3}}',
     "ipv4": f'{OCTET} ("." {OCTET}){{3}}',
     "ipv6": f'{HEX}{{1,4}} (":" {HEX}{{1,4}}){{7}}',
     "duration": '"P" ([0-9]{1,4} [DWMY] | "T" [0-9]{1,4} [HMS])',
     "hostname": f'{LABEL} ("." {LABEL}){{0,3}}',
-    "uri": f'"https://" {LABEL} ("." {LABEL}){{1,3}} ("/" [A-Za-z0-9._~-]{{0,60}}){{0,8}}',
+    "uri": f'"http" "s"? "://" {LABEL} ("." {LABEL}){{0,3}} (":" [1-9] [0-9]{{1,3}})? {PATH}',
 }
 
 EMPTY = '""'

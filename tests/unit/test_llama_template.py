@@ -153,8 +153,8 @@ def test_a_later_system_prompt_is_not_lost(refusal: str):
 def test_one_call_at_once_where_a_template_takes_no_more():
     """Llama 3: each call has its result behind it."""
     source = (
-        '<|python_tag|>{{ tools }}"parameters": {% for m in messages %}{% if m.tool_calls and m.tool_calls | length != 1 %}'
-        "{{ raise_exception('single tool-calls') }}{% endif %}"
+        '<|python_tag|>{{ tools }}"parameters": {% for m in messages %}'
+        "{% if m.tool_calls and m.tool_calls | length != 1 %}{{ raise_exception('single tool-calls') }}{% endif %}"
         "{{ '[' ~ m.role ~ ']' ~ m.content ~ (m.tool_calls[0].function.name if m.tool_calls) }}{% endfor %}"
     )
     calls = tuple(ToolCall(id=name, name=name, arguments="{}") for name in "ab")
