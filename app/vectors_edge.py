@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
 from uuid import uuid4
 
+from pydantic import ValidationError
 from qdrant_edge import (
     CountRequest,
     Distance,
@@ -282,7 +283,7 @@ class EdgeVectors:
             if not (folder / RECORD).exists():
                 return None
             with _translated():
-                record = _Record.model_validate_json((folder / RECORD).read_bytes())
+                record = _read(folder)
                 _clean(folder, record)
                 self._open[collection] = _Collection(folder, record, EdgeShard.load(str(folder / record.shard)))
         return self._open[collection]
@@ -352,6 +353,15 @@ def _translated() -> Iterator[None]:
         raise
     except Exception as exc:
         raise Unavailable("vector store", f"{type(exc).__name__}: {exc}") from exc
+
+
+def _read(folder: Path) -> _Record:
+    """What collection.json says. Raises Unavailable where another version of MindFu wrote it."""
+    try:
+        return _Record.model_validate_json((folder / RECORD).read_bytes())
+    except ValidationError as exc:
+        reason = f"{folder} was kept by another version of MindFu. Remove it, and index its documents again"
+        raise Unavailable("vector store", reason) from exc
 
 
 def _write(path: Path, text: str) -> None:

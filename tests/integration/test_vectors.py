@@ -308,6 +308,19 @@ def test_a_damaged_shard_is_reported_and_left_alone(tmp_path: Path):
     assert config.exists()
 
 
+def test_a_collection_of_another_version_is_refused_with_the_remedy(tmp_path: Path):
+    """Rather than searched by half."""
+    store = EdgeVectors(tmp_path)
+    store.create("docs", SPACE)
+    store.close()
+    record = tmp_path / "docs" / "collection.json"
+    record.write_text(record.read_text().replace('"version":2,', ""))
+    store = EdgeVectors(tmp_path)
+    with pytest.raises(Unavailable, match="another version of MindFu. Remove it, and index its documents again"):
+        store.count("docs", "default")
+    store.close()
+
+
 async def test_a_write_is_on_the_disk_after_a_rest(tmp_path: Path):
     """Some seconds after the last write there is nothing that a power cut would take."""
     store = VectorStore(tmp_path, rest_s=0.01)
