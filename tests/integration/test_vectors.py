@@ -111,7 +111,7 @@ async def test_words_alone_bring_a_chunk_into_the_candidates(store: Vectors):
 
 async def test_how_rare_a_word_is_depends_on_the_tenants_own_chunks(store: Vectors):
     """Another tenant's documents do not move our ranking, which would tell what they hold."""
-    await keep(store, document("ours", *"alpha beta,beta,alpha,alpha now".split(","), tenant="us"), *[EAST] * 4)
+    await keep(store, document("ours", *["alpha beta", "beta", "alpha", "alpha now"], tenant="us"), *[EAST] * 4)
     before = {hit.chunk: hit.score for hit in await store.search(near(EAST, text="alpha beta", tenant="us"))}
     await keep(store, document("theirs", *["alpha"] * 30, tenant="them"), *[NORTH] * 30)
     after = {hit.chunk: hit.score for hit in await store.search(near(EAST, text="alpha beta", tenant="us"))}
@@ -316,7 +316,7 @@ def test_a_collection_of_another_version_is_refused_with_the_remedy(tmp_path: Pa
     record = tmp_path / "docs" / "collection.json"
     record.write_text(record.read_text().replace('"version":2,', ""))
     store = EdgeVectors(tmp_path)
-    with pytest.raises(Unavailable, match="another version of MindFu. Remove it, and index its documents again"):
+    with pytest.raises(Unavailable, match=r"another version of MindFu\. Remove it, and index its documents again"):
         store.count("docs", "default")
     store.close()
 
