@@ -80,13 +80,14 @@ async def test_an_unknown_adapter_is_not_found_with_the_known_ones(engine: Engin
 async def test_unloading_lets_answers_finish_and_refuses_new_ones(engine: Engine):
     """The answer that runs is complete, and of the adapter that it began with."""
     async with aclosing(engine.generate(asked(adapter="x", max_tokens=150))) as items:
-        await anext(items)
+        first = await anext(items)
         unloading = asyncio.create_task(engine.unload_adapter("x"))
         await asyncio.sleep(0)
         with pytest.raises(ModelNotFound):
             await answer(engine, asked(adapter="x"))
         rest = "".join([item.text async for item in items if isinstance(item, Delta)])
-        assert rest == "x" * 149
+        assert isinstance(first, Delta)
+        assert first.text + rest == "x" * 150
     await unloading
     assert engine.adapters() == ("y",)
 
