@@ -19,6 +19,7 @@ from app.messages import JsonSchema
 
 STRING_CHARS, ARRAY_ITEMS, KEYS = 16_384, 1_024, 64
 MAX_RULES, MAX_DEPTH, MAX_CHARS = 4_000, 64, 400_000
+MAX_PARTS = 20_000  # of a schema, counted where they are used: references may double with every level
 
 MOST_INTEGER, MOST_NUMBER = 10**18, 10**9  # as bounds; a float would round 999,999,999.9999999999 up to the bound
 
@@ -108,6 +109,7 @@ class Writer:
         self._refs: dict[str, str] = {}  # reference to its rule
         self._entered: list[str] = []  # references since the last character that was written
         self._depth = 0
+        self._parts = 0
 
     @staticmethod
     def common() -> list[str]:
@@ -129,13 +131,15 @@ class Writer:
             schema = {}
         if not isinstance(schema, dict):
             raise InvalidRequest(f"'{path}' must be a schema, an object, and is {json.dumps(schema)[:60]}.", path)
-        self._depth += 1
+        self._depth, self._parts = self._depth + 1, self._parts + 1
+        if self._parts > MAX_PARTS:
+            raise InvalidRequest(f"The schema has more than {MAX_PARTS:,} parts. Simplify it.", self._param)
         if self._depth > MAX_DEPTH:
             raise InvalidRequest(f"The schema is nested deeper than {MAX_DEPTH} levels.", path)
         try:
             return self._value(schema, path)
         except InvalidRequest:
-            if self._strict or len(self._rules) >= MAX_RULES:
+            if self._strict or len(self._rules) >= MAX_RULES or self._parts > MAX_PARTS:
                 raise
             return self._map({}, path) if schema.get("type") == "object" else self._any()
         finally:

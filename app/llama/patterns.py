@@ -80,11 +80,38 @@ def _item(kind: Any, given: Any, rule: Callable[[str, str], str]) -> str:  # noq
         return f"({_sequence(inner, rule)})"
     if kind in (sre.MAX_REPEAT, sre.MIN_REPEAT):
         least, most, inner = given
-        most = max(least, MOST) if most == sre.MAXREPEAT else most
-        if most > 256:
-            raise PatternError(f"it repeats {most} times, the most is 256")
-        return f"{rule('repeated', _sequence(inner, rule))}{{{least},{most}}}"
+        return _repetition(least, most, inner, rule)
     raise PatternError(f"it uses {str(kind).lower()}")
+
+
+def _repetition(least: int, most: int, inner: Any, rule: Callable[[str, str], str]) -> str:
+    most = max(least, MOST) if most == sre.MAXREPEAT else most
+    if most > 256:
+        raise PatternError(f"it repeats {most} times, the most is 256")
+    if most > 1 and (inner.getwidth()[0] == 0 or (len(inner) == 1 and _repeats(inner[0])) or _depth(inner) > 1):
+        raise PatternError("it repeats what repeats itself, in too many ways to follow")
+    return f"{rule('repeated', _sequence(inner, rule))}{{{least},{most}}}"
+
+
+def _repeats(part: tuple[Any, Any]) -> bool:
+    """Whether a part is a repetition: `(a+)+` can be cut in two to the n ways."""
+    kind, given = part
+    if kind in (sre.MAX_REPEAT, sre.MIN_REPEAT):
+        return bool(given[1] > 1)
+    return kind is sre.SUBPATTERN and len(given[3]) == 1 and _repeats(given[3][0])
+
+
+def _depth(parsed: Iterable[tuple[Any, Any]]) -> int:
+    """How many repetitions stand within each other."""
+    deepest = 0
+    for kind, given in parsed:
+        if kind in (sre.MAX_REPEAT, sre.MIN_REPEAT):
+            deepest = max(deepest, (given[1] > 1) + _depth(given[2]))
+        elif kind is sre.SUBPATTERN:
+            deepest = max(deepest, _depth(given[3]))
+        elif kind is sre.BRANCH:
+            deepest = max(deepest, *map(_depth, given[1]))
+    return deepest
 
 
 def _class(given: Iterable[tuple[Any, Any]]) -> str:

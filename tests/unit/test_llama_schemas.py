@@ -81,3 +81,17 @@ def test_a_schema_has_its_limits():
     wide = {"type": "object", "properties": {f"p{number}": {"type": "string"} for number in range(2000)}}
     with pytest.raises(InvalidRequest, match="4000 rules"):
         from_schema(wide, strict=True, param="p")
+    again: dict[str, Any] = {"d0": {"type": "null"}}
+    for number in range(25):  # 2 to the 25th parts, in few letters
+        again[f"d{number + 1}"] = {"anyOf": [{"$ref": f"#/$defs/d{number}", "type": "null"}] * 2}
+    for strict in (True, False):
+        with pytest.raises(InvalidRequest, match="20,000 parts"):
+            from_schema({"$defs": again, "$ref": "#/$defs/d25"}, strict=strict, param="p")
+
+
+@pytest.mark.parametrize("pattern", ["^((a*)*)*$", "^(a+)+b$", "^(a?){9}$", "^((a{0,64}){0,64}){0,64}$"])
+def test_a_pattern_that_can_match_in_too_many_ways_is_refused(pattern: str):
+    """llama.cpp follows all of them at once: three stars within each other took minutes a token."""
+    with pytest.raises(InvalidRequest, match="too many ways"):
+        from_schema({"type": "string", "pattern": pattern}, strict=True, param="p")
+    assert from_schema({"type": "string", "pattern": "^(ab?)+(-[a-z]+)*$"}, strict=True, param="p")
