@@ -6,7 +6,7 @@ kept with the turn because it cannot change the answer, or refused by its name: 
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
@@ -258,33 +258,43 @@ def internal(messages: Sequence[InputMessage]) -> tuple[Message, ...]:
     made: list[Message] = []
     asked: set[str] = set()
     for index, message in enumerate(messages):
-        path = f"messages.{index}.content"
-        blocks = [TextBlock(type="text", text=message.content)] if isinstance(message.content, str) else message.content
-        texts, thoughts, calls = list[str](), list[str](), list[ToolCall]()
-        for number, block in enumerate(blocks):
-            place = f"{path}.{number}"
-            if not isinstance(block, OtherBlock):
-                block.only_known(place)
-            if isinstance(block, ToolResultBlock):
-                if message.role != "user" or block.tool_use_id not in asked:
-                    text = f"{place}: tool_result of '{block.tool_use_id[:80]}' answers no tool_use before it."
-                    raise InvalidRequest(text, f"{place}.tool_use_id")
-                made.append(_result(block, place))
-            elif isinstance(block, ToolUseBlock | ThinkingBlock | RedactedBlock):
-                if message.role != "assistant":
-                    raise InvalidRequest(f"{place}: {block.type} belongs in an assistant's message.", place)
-                if isinstance(block, ToolUseBlock):
-                    arguments = json.dumps(block.input, ensure_ascii=False)
-                    calls.append(ToolCall(id=block.id, name=block.name, arguments=arguments))
-                elif isinstance(block, ThinkingBlock):
-                    thoughts.append(block.thinking)
-            else:
-                texts.append(_text(block, place))
-        asked.update(call.id for call in calls)
-        if texts or calls or thoughts or not blocks:
-            content, reasoning = "\n\n".join(texts), "\n\n".join(thoughts)
-            made.append(Message(role=message.role, content=content, reasoning=reasoning, tool_calls=tuple(calls)))
+        made += _turn(message, f"messages.{index}.content", asked)
+        asked.update(call.id for call in made[-1].tool_calls)
     return tuple(made)
+
+
+def _turn(message: InputMessage, path: str, asked: Container[str]) -> list[Message]:
+    """What a turn says, results of tools first. asked: ids of the calls before it."""
+    content = message.content
+    blocks = [TextBlock(type="text", text=content)] if isinstance(content, str) else content
+    results, texts, thoughts, calls = list[Message](), list[str](), list[str](), list[ToolCall]()
+    for number, block in enumerate(blocks):
+        place = f"{path}.{number}"
+        _check(block, message.role, place, asked)
+        if isinstance(block, ToolResultBlock):
+            results.append(_result(block, place))
+        elif isinstance(block, ToolUseBlock):
+            arguments = json.dumps(block.input, ensure_ascii=False)
+            calls.append(ToolCall(id=block.id, name=block.name, arguments=arguments))
+        elif isinstance(block, ThinkingBlock):
+            thoughts.append(block.thinking)
+        elif not isinstance(block, RedactedBlock):
+            texts.append(_text(block, place))
+    if results and not (texts or calls or thoughts):
+        return results
+    said, reasoning = "\n\n".join(texts), "\n\n".join(thoughts)
+    return [*results, Message(role=message.role, content=said, reasoning=reasoning, tool_calls=tuple(calls))]
+
+
+def _check(block: Block, role: str, place: str, asked: Container[str]) -> None:
+    """That a block belongs in a message of its role, and a result answers a call."""
+    if not isinstance(block, OtherBlock):
+        block.only_known(place)
+    if isinstance(block, ToolResultBlock) and (role != "user" or block.tool_use_id not in asked):
+        text = f"{place}: tool_result of '{block.tool_use_id[:80]}' answers no tool_use before it."
+        raise InvalidRequest(text, f"{place}.tool_use_id")
+    if isinstance(block, ToolUseBlock | ThinkingBlock | RedactedBlock) and role != "assistant":
+        raise InvalidRequest(f"{place}: {block.type} belongs in an assistant's message.", place)
 
 
 def external(messages: Sequence[Message]) -> tuple[list[Json], str]:

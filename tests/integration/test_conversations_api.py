@@ -102,8 +102,7 @@ async def test_no_turn_has_too_many_words_to_be_kept(store: Conversations, joint
     """PostgreSQL refuses to index a megabyte of words: a turn of two is kept, and found by those at its beginning."""
     letters = random.Random(0)
     words = [
-        "".join(chr(letters.randrange(0x10400, 0x1044F)) for _ in range(letters.randrange(1, 9)))
-        for _ in range(20_000)
+        "".join(chr(letters.randrange(0x10400, 0x1044F)) for _ in range(letters.randrange(1, 9))) for _ in range(20_000)
     ]
     await store.record(turn(user("x"), answer=f"findable {joint.join(words)}"))
     await store.record(turn(user("x"), answer=joint.join(f"{number:x}" for number in range(20_000))))

@@ -11,7 +11,6 @@ import asyncpg
 import httpx2
 import openai
 import pytest
-from fastapi import FastAPI
 from pydantic import BaseModel
 
 from app.conversations import Conversations, Turn, _insert
@@ -23,12 +22,12 @@ from app.settings import RagSettings
 from app.spool import Spool
 from app.turns import Answered
 from deployments.answering import Answering
-from deployments.guard import Guard
 from deployments.metrics import Metrics
-from deployments.routes import refusals, responses
+from deployments.routes import responses
 from tests.captures import Capture, captures
 from tests.fakes import Handle, Streamed
 from tests.openai_schema import validate, validate_event
+from tests.server import application
 
 pytestmark = pytest.mark.integration
 
@@ -66,10 +65,7 @@ class Server:
             settings=SimpleNamespace(llm=SimpleNamespace(name="m")),
             served=self.served,
         )
-        app = FastAPI()
-        app.add_middleware(Guard, api_key=None, max_body=1_000_000, max_upload=1000, metrics=metrics)
-        refusals.register(app)
-        app.include_router(responses.routes(gateway))
+        app = application(responses.routes(gateway), metrics=metrics)
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
         self.http = httpx2.AsyncClient(transport=transport, base_url="http://localhost")
         self.client = openai.AsyncOpenAI(
