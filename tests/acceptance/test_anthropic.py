@@ -23,7 +23,7 @@ def client(server: Server) -> anthropic.Anthropic:
 
 def test_an_answer_streamed_and_whole_is_the_same(client: anthropic.Anthropic):
     """Greedy, so that both are; the tokens counted are those that were read."""
-    asked = {"model": "mindfu-demo", "max_tokens": 200_000, "messages": QUESTION, "temperature": 0}
+    asked = {"model": "mindfu-demo", "max_tokens": 200_000, "messages": QUESTION, "extra_body": {"temperature": 0}}
     whole = client.messages.create(**asked)
     with client.messages.stream(**asked) as stream:
         streamed = stream.get_final_message()

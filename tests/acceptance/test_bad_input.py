@@ -79,7 +79,7 @@ def test_an_unknown_model_is_a_404(server: Server):
         ("POST", "/v1/documents", {"content": "x", "metadata": {"a": {"b": 1}}}, 400),
         ("POST", "/v1/documents/query", {"query": "x", "top_k": 0}, 400),
         ("POST", "/v1/documents/query", {"query": "x", "collections": ["../x"]}, 400),
-        ("POST", "/v1/chat/completions", {"model": "mindfu-demo", "messages": HI, "n": 3}, 400),
+        ("POST", "/v1/chat/completions", {"model": "mindfu-demo", "messages": HI, "n": 17}, 400),
         ("POST", "/v1/chat/completions", {"model": "mindfu-demo", "messages": HI, "max_tokens": 10**12}, 400),
         ("POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": [[1, 2]]}, 400),
         ("POST", "/v1/embeddings", {"model": "all-MiniLM-L6-v2", "input": "word " * 9000}, 400),
