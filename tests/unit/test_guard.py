@@ -221,3 +221,15 @@ async def test_unknown_routes_and_methods_have_the_same_error_shape():
     assert (absent.status_code, wrong.status_code) == (404, 405)
     assert {"message", "type", "param", "code"} == set(absent.json()["error"]) == set(wrong.json()["error"])
     assert absent.headers["x-request-id"].startswith("req_")
+
+
+@pytest.mark.parametrize(("origin", "status"), [("https://chat.example.org", 200), ("https://evil.example", 403)])
+async def test_only_configured_pages_may_call(origin: str, status: int):
+    """Their origin passes the guard where there are no keys; every other one is refused as before."""
+    app, metrics = FastAPI(), Metrics()
+    limits = {"max_body": 9, "max_upload": 9, "metrics": metrics, "origins": ("https://chat.example.org",)}
+    app.add_middleware(Guard, keyring=Keyring(), limiter=None, **limits)
+    refusals.register(app)
+    app.add_api_route("/v1/models", lambda: [])
+    async with client(app) as http:
+        assert (await http.get("/v1/models", headers={"origin": origin})).status_code == status
