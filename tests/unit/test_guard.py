@@ -230,6 +230,10 @@ async def test_only_configured_pages_may_call(origin: str, status: int):
     limits = {"max_body": 9, "max_upload": 9, "metrics": metrics, "origins": ("https://chat.example.org",)}
     app.add_middleware(Guard, keyring=Keyring(), limiter=None, **limits)
     refusals.register(app)
-    app.add_api_route("/v1/models", lambda: [])
+
+    @app.get("/v1/models")
+    async def models() -> list[str]:
+        return []
+
     async with client(app) as http:
         assert (await http.get("/v1/models", headers={"origin": origin})).status_code == status
