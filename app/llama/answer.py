@@ -51,6 +51,7 @@ class Answer:
         self._behind = "text"
         self._plain = not (self._thoughts or self._opening or self._whole or self._stop)
         self._said, self._parallel = False, parallel
+        self._after_call = False  # white space that comes now is text only if text follows it
         self.stopped: str | None = None
         self.calls = 0
 
@@ -96,7 +97,7 @@ class Answer:
             self._call(piece, rest, self._opening + rest)
         elif self._whole and not self._said and rest.strip():
             self._call(piece, rest.strip(), rest)
-        else:
+        elif rest.strip() or not self._after_call:
             piece.text = rest
         return piece
 
@@ -145,7 +146,9 @@ class Answer:
         found = [(at + len(mark), at, mark) for mark in marks if (at := self._held.find(mark)) >= 0]
         if not found:
             sure = self._held[: len(self._held) - _unsure(self._held, marks)]
-            self._say(piece, len(sure.rstrip("\n") if self._opening else sure))  # line ends before a call are no text
+            sure = sure.rstrip("\n") if self._opening else sure  # line ends before a call are no text
+            if sure.strip() or not self._after_call:
+                self._say(piece, len(sure))
             return False
         end, at, mark = min(found)  # the one that is complete first, so that it does not matter how tokens cut the text
         if mark == self._opening and mark not in self._stop:
@@ -177,17 +180,19 @@ class Answer:
             calls = calls[: max(0, 1 - self.calls)]
         if calls is None:
             piece.text += written
-            self._said = True
+            self._said, self._after_call = True, False
         else:
             piece.calls += tuple(
                 delta for number, call in enumerate(calls, self.calls) for delta in _deltas(number, call)
             )
             self.calls += len(calls)
+            self._after_call = True
 
     def _say(self, piece: Piece, end: int) -> None:
         said = self._held[:end]
-        if self.calls and not said.strip():
+        if self._after_call and not said.strip():
             said = ""  # the line ends between calls
+        self._after_call &= not said
         piece.text += said
         self._said |= bool(said)
         self._held = self._held[end:]

@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from app.llama.answer import Answer
@@ -172,8 +172,10 @@ def test_a_template_without_tools_is_hermes(template: str, family: str):
     assert (syntax.family, syntax.own) == (family, False)
 
 
+@settings(max_examples=300)
+@example([CALL, "a", "\n", "é"], ["é"])
 @given(
-    st.lists(st.sampled_from([*"ab#é\n", "<think>", "</think>", CALL, "<tool_", "##"]), max_size=8),
+    st.lists(st.sampled_from([*"ab#é\n ", "<think>", "</think>", CALL, "<tool_", "##"]), max_size=8),
     st.lists(st.text(alphabet="ab#é", min_size=1, max_size=3), max_size=4),
 )
 def test_cutting_into_tokens_changes_nothing(parts: list[str], stop: list[str]):
