@@ -97,16 +97,23 @@ class ChatTemplate:
         self.syntax = recognise(source)
 
     def render(
-        self, messages: Sequence[Message], tools: Sequence[Tool] = (), *, thinking: bool | None = None
+        self,
+        messages: Sequence[Message],
+        tools: Sequence[Tool] = (),
+        *,
+        thinking: bool | None = None,
+        answering: bool = True,
     ) -> Rendered:
         """The prompt up to where the answer begins. thinking: whether the model should; None as the template has it.
+
+        answering: False ends where the last message does, which is how answers look that a model learns from.
 
         A template that refuses the messages as they are, or leaves out some, is given them rearranged. Raises
         InvalidRequest with the template's own words where it refuses that too.
         """
         switch = {} if thinking is None else {"enable_thinking": thinking, "thinking": thinking}
         try:
-            return self._first_that_works(messages, tools, switch)
+            return self._first_that_works(messages, tools, switch | {"add_generation_prompt": answering})
         except RecursionError as error:
             raise InvalidRequest("The model's chat template cannot render tools nested so deeply.", "tools") from error
 
@@ -153,7 +160,6 @@ class ChatTemplate:
             messages=[_as_template_sees(message, alphabet.mark) for message in messages],
             tools=[_marked(described(tool), alphabet.mark) for tool in tools] or None,
             documents=None,
-            add_generation_prompt=True,
             **switch,
             **self._tokens,
         )
