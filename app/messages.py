@@ -207,7 +207,10 @@ class Measure(Strict):
 
 
 class ModelCard(Strict):
-    """What a replica serves. loaded: whether it answers at once; before it ever was, its own metadata are not known."""
+    """What a replica serves. loaded: whether it answers at once; before it ever was, its own metadata are not known.
+
+    adapters: the versions that it has loaded.
+    """
 
     name: str
     window: int  # tokens, prompt and answer
@@ -215,16 +218,22 @@ class ModelCard(Strict):
     file_bytes: int | None
     description: str  # as the model's own metadata say
     loaded: bool = True
+    adapters: tuple[str, ...] = ()
 
 
 class Search(Strict):
-    """Find passages. min_score: cosine similarity, below which a passage is dropped."""
+    """Find passages. min_score: cosine similarity, below which a passage is dropped.
+
+    only: the documents that may be found, None for all of the tenant's; without: documents that may not.
+    """
 
     query: str
     tenant: str = "default"
     collections: tuple[str, ...] = ("default",)
     top_k: int = Field(5, ge=1, le=100)
     min_score: float = Field(0.3, ge=-1.0, le=1.0)
+    only: tuple[str, ...] | None = None
+    without: tuple[str, ...] = ()
 
 
 class RagOptions(Strict):

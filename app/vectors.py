@@ -60,6 +60,8 @@ class Query:
     collections: tuple[str, ...]
     top_k: int
     min_score: float  # cosine similarity, below which a chunk is dropped, unless it holds half of the query's words
+    only: tuple[str, ...] | None = None  # documents that may be found; None: all of the tenant's
+    without: tuple[str, ...] = ()  # documents that may not
 
     @property
     def words(self) -> Words:

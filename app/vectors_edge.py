@@ -39,6 +39,7 @@ from qdrant_edge import (
     HasVectorCondition,
     IdfParams,
     KeywordIndexParams,
+    MatchAny,
     MatchValue,
     Modifier,
     Point,
@@ -262,14 +263,14 @@ class EdgeVectors:
         if found is None:
             return {}
         check_space(name, has=found.record.space, wanted=query.space)
-        mine, words = _matching(query.tenant), query.words
+        mine, wanted, words = _matching(query.tenant), _wanted(query), query.words
         kinds = [(EdgeQuery.Nearest(query.vector.tolist()), SearchParams(hnsw_ef=HNSW_EF))]
         if words.indices:
             said = EdgeQuery.Nearest(_sparse(words), using=WORDS)
             kinds.append((said, SearchParams(idf=IdfParams(corpus=mine))))
-        nearest = [Prefetch(limit=CANDIDATES, query=kind, filter=mine, params=how) for kind, how in kinds]
+        nearest = [Prefetch(limit=CANDIDATES, query=kind, filter=wanted, params=how) for kind, how in kinds]
         requests = [
-            QueryRequest(limit=2 * CANDIDATES, prefetches=nearest, query=kind, filter=mine, params=how)
+            QueryRequest(limit=2 * CANDIDATES, prefetches=nearest, query=kind, filter=wanted, params=how)
             for kind, how in kinds
         ]
         with _translated():
@@ -320,6 +321,15 @@ def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) 
     if from_chunk:
         conditions.append(FieldCondition(key="chunk", range=RangeFloat(gte=from_chunk)))
     return Filter(must=conditions)
+
+
+def _wanted(query: Query) -> Filter:
+    """What a query may find."""
+    conditions: list[ConditionType] = [FieldCondition(key="tenant", match=MatchValue(query.tenant))]
+    if query.only is not None:
+        conditions.append(FieldCondition(key="document_id", match=MatchAny(list(query.only))))
+    refused: list[ConditionType] = [FieldCondition(key="document_id", match=MatchAny(list(query.without)))]
+    return Filter(must=conditions, must_not=refused if query.without else None)
 
 
 def _lock(path: Path, wait_s: float) -> IO[str]:

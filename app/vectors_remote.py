@@ -149,7 +149,7 @@ class RemoteVectors:
         if found is None:
             return {}
         check_space(name, has=found, wanted=query.space)
-        mine, words = _matching(query.tenant), query.words
+        mine, wanted, words = _matching(query.tenant), _wanted(query), query.words
         kinds: list[tuple[models.NearestQuery, str | None, models.SearchParams]] = [
             (models.NearestQuery(nearest=query.vector.tolist()), None, models.SearchParams(hnsw_ef=HNSW_EF))
         ]
@@ -157,12 +157,12 @@ class RemoteVectors:
             of_tenant = models.SearchParams(idf=models.IdfCorpusParams(corpus=mine))
             kinds.append((models.NearestQuery(nearest=_sparse(words)), WORDS, of_tenant))
         nearest = [
-            models.Prefetch(query=kind, using=using, filter=mine, params=how, limit=CANDIDATES)
+            models.Prefetch(query=kind, using=using, filter=wanted, params=how, limit=CANDIDATES)
             for kind, using, how in kinds
         ]
         requests = [
             models.QueryRequest(
-                prefetch=nearest, query=kind, using=using, filter=mine, params=how, limit=2 * CANDIDATES
+                prefetch=nearest, query=kind, using=using, filter=wanted, params=how, limit=2 * CANDIDATES
             )
             for kind, using, how in kinds
         ]
@@ -240,6 +240,17 @@ def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) 
     if from_chunk:
         conditions.append(models.FieldCondition(key="chunk", range=models.Range(gte=from_chunk)))
     return models.Filter(must=conditions)
+
+
+def _wanted(query: Query) -> models.Filter:
+    """What a query may find."""
+    conditions: list[models.Condition] = [_equals("tenant", query.tenant)]
+    if query.only is not None:
+        conditions.append(models.FieldCondition(key="document_id", match=models.MatchAny(any=list(query.only))))
+    refused: list[models.Condition] = [
+        models.FieldCondition(key="document_id", match=models.MatchAny(any=list(query.without)))
+    ]
+    return models.Filter(must=conditions, must_not=refused if query.without else None)
 
 
 def _equals(field: str, value: str) -> models.FieldCondition:

@@ -81,6 +81,8 @@ class Retriever:
                 collections=tuple(dict.fromkeys(search.collections)),
                 top_k=search.top_k,
                 min_score=search.min_score,
+                only=search.only,
+                without=search.without,
             )
         )
 

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -90,6 +91,21 @@ async def test_no_tenant_sees_another_ones_chunks(store: Vectors):
     await store.delete("docs", "us", "plan")
     assert [kept.chunk.text for kept in (await store.scroll("docs", "us")).chunks] == []
     assert await store.count("docs", "them", "plan") == 2
+
+
+async def test_a_query_may_be_kept_to_some_documents_and_from_others(store: Vectors):
+    """`only` and `without` narrow what the tenant could see, and never widen it."""
+    for name in "abc":
+        await keep(store, document(name, f"chunk of {name}"), EAST)
+    await keep(store, document("d", "theirs", tenant="them"), EAST)
+
+    async def found(**limits: tuple[str, ...]) -> list[str]:
+        return sorted(hit.document_id for hit in await store.search(replace(near(EAST), **limits)))
+
+    assert await found(only=("a", "c", "d")) == ["a", "c"]
+    assert await found(without=("b",)) == ["a", "c"]
+    assert await found(only=("a", "b"), without=("b", "c")) == ["a"]
+    assert await found(only=()) == []
 
 
 async def test_what_is_said_counts_beside_what_is_meant(store: Vectors):
