@@ -24,7 +24,10 @@ The status number is the only HTTP fact outside the gateway. `__init__` argument
 values as `.args`, because Ray pickles errors between replicas.
 """
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from app.limits import Standing
 
 
 class MindFuError(Exception):
@@ -203,9 +206,10 @@ class Overloaded(MindFuError):
 
 
 class RateLimited(MindFuError):
-    """A key has done what it may do."""
+    """A key has done what it may do. standing: what it did, by the limiter."""
 
     status, code = 429, "rate_limit_exceeded"
+    standing: "Standing | None" = None
 
     def __init__(self, what: str, limit: int, used: int, retry_after_s: float) -> None:
         super().__init__(what, limit, used, retry_after_s)

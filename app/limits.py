@@ -22,12 +22,16 @@ log = logging.getLogger(__name__)
 
 
 class Standing(NamedTuple):
-    """What a key did in this minute, the request at hand included. reset_s: until the next one."""
+    """What a key did in this minute, and what runs. reset_s: until the next one.
+
+    counted: the request at hand is among them; else it would have gone over a limit.
+    """
 
     requests: int
     tokens: int
     streams: int
     reset_s: float
+    counted: bool
 
 
 class Limiter:
@@ -45,6 +49,8 @@ class Limiter:
             log.warning("Requests of key %s are not limited. %s", key.id, error)
             yield None
             return
+        if not standing.counted:
+            raise _refusal(key.limits, standing)
         try:
             yield standing
         finally:
@@ -56,13 +62,10 @@ class Limiter:
             await self._quietly(SQL["charge"], key.id, tokens)
 
     async def _enter(self, key: Key, request_id: str) -> Standing:
+        limits = (key.limits.requests_per_minute, key.limits.tokens_per_minute, key.limits.streams)
         with reaching_postgres():
-            async with self._pool.acquire() as connection, connection.transaction():
-                await connection.execute(SQL["lock"], key.id)
-                standing = Standing(**dict(await connection.fetchrow(SQL["standing"], key.id)))
-                _refuse(key.limits, standing)
-                await connection.execute(SQL["enter"], key.id, request_id, self._lease_s)
-        return standing._replace(requests=standing.requests + 1, streams=standing.streams + 1)
+            row = await self._pool.fetchrow(SQL["enter"], key.id, request_id, self._lease_s, *limits)
+        return Standing(**dict(row))
 
     async def _quietly(self, statement: str, *arguments: object) -> None:
         try:
@@ -72,11 +75,17 @@ class Limiter:
             log.warning("A limit was not counted. %s", error)
 
 
-def _refuse(limits: Limits, standing: Standing) -> None:
-    for what, limit, used, wait_s in (
-        ("requests per minute", limits.requests_per_minute, standing.requests, standing.reset_s),
-        ("tokens per minute", limits.tokens_per_minute, standing.tokens, standing.reset_s),
-        ("requests at the same time", limits.streams, standing.streams, 1.0),
-    ):
-        if limit is not None and used >= limit:
-            raise RateLimited(what, limit, int(used), wait_s)
+def _refusal(limits: Limits, standing: Standing) -> RateLimited:
+    """Of the first limit that is reached."""
+    reached = (
+        RateLimited(what, limit, used, wait_s)
+        for what, limit, used, wait_s in (
+            ("requests per minute", limits.requests_per_minute, standing.requests, standing.reset_s),
+            ("tokens per minute", limits.tokens_per_minute, standing.tokens, standing.reset_s),
+            ("requests at the same time", limits.streams, standing.streams, 1.0),
+        )
+        if limit is not None and used >= limit
+    )
+    refusal = next(reached)
+    refusal.standing = standing
+    return refusal

@@ -16,7 +16,7 @@ from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers, MutableHeaders
 
-from app.errors import Forbidden, MindFuError, ScopeMissing, TooLarge, TooSlow, Unauthorized, Unavailable
+from app.errors import Forbidden, MindFuError, RateLimited, ScopeMissing, TooLarge, TooSlow, Unauthorized, Unavailable
 from app.keyring import Caller
 from app.keys import Limits
 from app.keys import Scope as KeyScope
@@ -49,6 +49,13 @@ NEEDED: tuple[tuple[str, KeyScope], ...] = (
 LIMITED = frozenset({
     "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
 })  # fmt: skip
+RATES = tuple((kind, what) for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset"))
+TOLD = (
+    "x-request-id", "request-id", "x-conversation-id", "retry-after",
+    *(f"x-ratelimit-{what}-{kind}" for kind, what in RATES),
+    *(f"anthropic-ratelimit-{kind}-{what}" for kind, what in RATES),
+)  # fmt: skip
+"""The headers of answers that web pages may read, beside those that all may."""
 BODY_S, UPLOAD_S = 60.0, 600.0  # that a body may take to arrive: a drip of bytes must not hold a request for ever
 MULTIPART_OVERHEAD = 64 * 1024  # bytes around an uploaded file
 
@@ -129,10 +136,15 @@ class Guard:
         if caller.key is None or not caller.limits or self.limiter is None or path not in LIMITED:
             yield
             return
-        async with self.limiter.held(caller.key, request_id) as counted:
-            if counted:
-                standing.update(told(caller.limits, counted, path))
-            yield
+        try:
+            async with self.limiter.held(caller.key, request_id) as counted:
+                if counted:
+                    standing.update(told(caller.limits, counted, path))
+                yield
+        except RateLimited as exc:
+            if exc.standing:
+                standing.update(told(caller.limits, exc.standing, path))
+            raise
 
     async def _caller(self, path: str, headers: Headers) -> Caller:
         """Who calls. Raises Unauthorized, Forbidden, ScopeMissing, Unavailable."""
