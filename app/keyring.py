@@ -57,7 +57,11 @@ class Remembered:
 
 
 class Keyring:
-    """Tells callers by what they show. home: where the pepper may come to lie while we run."""
+    """Tells callers by what they show.
+
+    home: where the pepper may come to lie while we run. required: everybody must show a key, though none was made yet:
+    others than this machine can reach us.
+    """
 
     def __init__(
         self,
@@ -66,10 +70,11 @@ class Keyring:
         *,
         api_key: SecretStr | None,
         pepper: SecretStr | None,
+        required: bool = False,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
         self._pool, self._home, self._now = pool, home, now
-        self._api_key, self._given = api_key, pepper.get_secret_value() if pepper else None
+        self._api_key, self._given, self._required = api_key, pepper, required
         self._keys: Keys | None = None
         self._remembered: dict[str, Remembered] = {}
         self._any: bool | None = None  # None: nobody could tell yet
@@ -82,7 +87,7 @@ class Keyring:
         keys = self._opened()
         if keys is not None and (parts := split(shown)):
             return await self._holder(keys, *parts)
-        if self._api_key or await self._locked():
+        if self._required or self._api_key or await self._locked():
             raise Unauthorized
         return None
 

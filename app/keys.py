@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Annotated, Literal, NamedTuple, get_args
 
 import asyncpg
-from pydantic import AwareDatetime, Field, ValidationError
+from pydantic import AwareDatetime, Field, SecretStr, ValidationError
 
 from app.errors import InvalidRequest, NotFound
 from app.messages import Strict
@@ -153,13 +153,13 @@ def pepper_file(home: Path) -> Path:
     return home / "keys" / "pepper"
 
 
-def pepper(home: Path, given: str | None, *, make: bool = False) -> bytes | None:
+def pepper(home: Path, given: SecretStr | None, *, make: bool = False) -> bytes | None:
     """The pepper: the one of the environment, else that of the home folder; None where neither is there.
 
     make: then a new one is written to the home folder, for its owner alone.
     """
     if given:
-        return given.encode()
+        return given.get_secret_value().encode()
     file = pepper_file(home)
     if make and not file.exists():
         file.parent.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -49,7 +49,7 @@ def check(config: Path) -> int:
     """Print what is wrong with the configuration. 0: nothing; 2: something."""
     from deployments.config import problems  # Ray takes a second to import: `mindfu --help` need not wait for it
 
-    found = problems(config, Secrets.from_env())
+    found = problems(config, Secrets.from_env(), home())
     for problem in found:
         print(f"  ✗ {problem}", file=sys.stderr)
     print(f"{config}: {f'{len(found)} problem(s)' if found else 'ok'}")

@@ -89,11 +89,10 @@ def _run(work: Callable[[Keys], Awaitable[None]], *, make_pepper: bool = False) 
 
     async def go() -> None:
         secrets, folder = Secrets.from_env(), home()
-        given = secrets.key_pepper.get_secret_value() if secrets.key_pepper else None
         url = secrets.postgres_url.get_secret_value() if secrets.postgres_url else None
         pool = await open_pool(url, folder)
         try:
-            await work(Keys(pool, pepper(folder, given, make=make_pepper) or b""))
+            await work(Keys(pool, pepper(folder, secrets.key_pepper, make=make_pepper) or b""))
         finally:
             await pool.close()
 

@@ -12,13 +12,17 @@ from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
 from app.errors import Misconfigured
+from app.keys import pepper
 from app.settings import IMPORT_PATH, Secrets, Settings
 
 DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Librarian", "VectorStore")
 
 
-def problems(path: Path, secrets: Secrets) -> list[str]:
-    """Everything that is wrong with a configuration file, one line each; empty when it can be served."""
+def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
+    """Everything that is wrong with a configuration file, one line each; empty when it can be served.
+
+    home: the folder that may hold keys.
+    """
     try:
         config = yaml.safe_load(path.read_text())
     except (OSError, yaml.YAMLError) as exc:
@@ -31,7 +35,7 @@ def problems(path: Path, secrets: Secrets) -> list[str]:
     except ValidationError as exc:
         return found + [f"{_dotted(problem['loc'])}: {problem['msg']}" for problem in exc.errors()]
     try:
-        require_key_beyond_loopback(config.get("http_options", {}).get("host", "0.0.0.0"), secrets)  # noqa: S104
+        require_key_beyond_loopback(config.get("http_options", {}).get("host", "0.0.0.0"), secrets, home)  # noqa: S104
     except Misconfigured as exc:
         found.append(str(exc))
     for index, application in enumerate(config["applications"]):
@@ -40,19 +44,23 @@ def problems(path: Path, secrets: Secrets) -> list[str]:
     return found
 
 
-def require_key_beyond_loopback(host: str, secrets: Secrets) -> None:
-    """Refuse to serve the network without a key. Raises Misconfigured."""
-    if _exposed(host, secrets):
-        problem = f"listening on {host} without an API key would let anyone in"
-        raise Misconfigured("http_options.host", problem, "Set MINDFU_API_KEY, or listen on 127.0.0.1.")
+def require_key_beyond_loopback(host: str, secrets: Secrets, home: Path) -> None:
+    """Refuse to serve the network where nobody has a key. Raises Misconfigured.
+
+    A pepper says that `mindfu keys` made one; should none of them work any more, nobody is let in: see `Keyring`.
+    """
+    if beyond_loopback(host) and secrets.api_key is None and pepper(home, secrets.key_pepper) is None:
+        problem = f"listening on {host} needs an API key, and there is none"
+        remedy = "Set MINDFU_API_KEY, make a key with `mindfu keys create`, or listen on 127.0.0.1."
+        raise Misconfigured("http_options.host", problem, remedy)
 
 
-def _exposed(host: str, secrets: Secrets) -> bool:
+def beyond_loopback(host: str) -> bool:
+    """Whether others than this machine can reach an address that is listened on."""
     try:
-        local = host == "localhost" or ip_address(host).is_loopback
+        return host != "localhost" and not ip_address(host).is_loopback
     except ValueError:
-        local = False
-    return not local and secrets.api_key is None
+        return True
 
 
 def _application_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -29,8 +29,8 @@ from app.responses import Responses
 from app.settings import Secrets, Settings
 from deployments.answering import Answering
 from deployments.calls import call
-from deployments.config import require_key_beyond_loopback
-from deployments.guard import Guard
+from deployments.config import beyond_loopback, require_key_beyond_loopback
+from deployments.guard import TOLD, Guard
 from deployments.metrics import Metrics
 from deployments.routes import conversations, documents, generation, messages, operations, refusals, responses
 
@@ -144,7 +144,8 @@ class Gateway:
 
     @asynccontextmanager
     async def _open(self) -> AsyncIterator[None]:
-        require_key_beyond_loopback(_get_global_client().http_config.host, self.secrets)
+        host = _get_global_client().http_config.host
+        require_key_beyond_loopback(host, self.secrets, self.home)
         await self._refresh()
         self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
         postgres_url = self.secrets.postgres_url
@@ -154,7 +155,11 @@ class Gateway:
             self.feedback = FeedbackStore(recorder.pool)
             timeout_s = self.settings.gateway.answer_timeout_s
             self.keyring = Keyring(
-                recorder.pool, self.home, api_key=self.secrets.api_key, pepper=self.secrets.key_pepper
+                recorder.pool,
+                self.home,
+                api_key=self.secrets.api_key,
+                pepper=self.secrets.key_pepper,
+                required=beyond_loopback(host),
             )
             self.limiter = Limiter(recorder.pool, timeout_s)
             self.answering = Answering(
@@ -173,6 +178,10 @@ class Gateway:
     async def __serve_build_asgi_app__(self) -> FastAPI:
         # Opened here and closed by the lifespan: Serve shows what fails here, and hides in a log what fails there.
         await self._opened.enter_async_context(self._open())
+        return self.application()
+
+    def application(self) -> FastAPI:
+        """Every route behind the guard, and before it what lets web pages call."""
         app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan)
         app.add_middleware(
             Guard,
@@ -184,7 +193,13 @@ class Gateway:
             metrics=self.metrics,
         )
         if origins := self.settings.gateway.cors_origins:  # outside of the guard: a preflight has no key
-            app.add_middleware(CORSMiddleware, allow_origins=origins, allow_methods=["*"], allow_headers=["*"])
+            app.add_middleware(
+                CORSMiddleware,
+                allow_origins=origins,
+                allow_methods=["*"],
+                allow_headers=["*"],
+                expose_headers=TOLD,
+            )
         refusals.register(app)
         for group in (generation, messages, responses, documents, conversations, operations):
             app.include_router(group.routes(self))

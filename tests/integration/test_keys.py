@@ -20,7 +20,7 @@ from app.errors import InvalidRequest, NotFound, RateLimited, Unauthorized, Unav
 from app.feedback import FeedbackStore
 from app.keyring import REMEMBERED_S, Keyring
 from app.keys import Key, Keys, Limits, pepper, pepper_file
-from app.limits import Limiter
+from app.limits import SQL, Limiter
 from app.recorder import Recorder
 from app.spool import Spool
 from deployments.guard import Guard
@@ -148,6 +148,13 @@ async def test_without_any_key_nobody_has_to_show_one(pool: asyncpg.Pool, keys: 
     assert admin.may("train")
 
 
+async def test_where_others_can_reach_us_a_key_is_needed_though_none_was_made(pool: asyncpg.Pool, tmp_path: Path):
+    """Also while the database is away, and when the table of keys was lost."""
+    for reached in (pool, Away()):
+        with pytest.raises(Unauthorized):
+            await Keyring(reached, tmp_path, api_key=None, pepper=None, required=True).caller("none")
+
+
 @pytest.mark.parametrize("end", ["revoked_at = now()", "expires_at = now()"])
 async def test_the_end_of_the_last_key_opens_no_door(keys: Keys, pool: asyncpg.Pool, tmp_path: Path, end: str):
     """A leaked key that is revoked, or one that expires at night, must not let everyone in."""
@@ -195,7 +202,7 @@ def test_the_pepper_is_made_once_and_is_nobody_elses_to_read(tmp_path: Path):
     made = pepper(tmp_path, None, make=True)
     assert made == pepper(tmp_path, None, make=True) == pepper(tmp_path, None)
     assert stat.S_IMODE(pepper_file(tmp_path).stat().st_mode) == 0o600
-    assert pepper(tmp_path, "given") == b"given"
+    assert pepper(tmp_path, SecretStr("given")) == b"given"
 
 
 def limited(**limits: int) -> Key:
@@ -250,6 +257,28 @@ async def test_tokens_are_charged_after_an_answer(pool: asyncpg.Pool):
     with pytest.raises(RateLimited, match="may make 100 tokens per minute and made 150"):
         async with limiter.held(key, f"{key.id}-b"):
             pass
+
+
+async def test_minutes_that_are_long_past_are_forgotten(pool: asyncpg.Pool):
+    """By the first request of a minute, whatever its key's limits are."""
+    limiter, key = Limiter(pool, 60), limited(streams=3)
+    past = (
+        "insert into key_minutes (key_id, minute) select $1, now() - make_interval(mins => n) from unnest($2::int[]) n"
+    )
+    await pool.execute(past, key.id, [2, 61, 600])
+    async with limiter.held(key, f"{key.id}-a"):
+        pass
+    assert await pool.fetchval("select count(*) from key_minutes where key_id = $1", key.id) == 2
+
+
+async def test_one_statement_counts_a_request(pool: asyncpg.Pool):
+    """A first token waits for every trip to the database."""
+    key, asked = limited(requests_per_minute=1, tokens_per_minute=1, streams=1), list[str]()
+    async with pool.acquire() as connection:
+        with connection.query_logger(lambda record: asked.append(record.query)):
+            await Limiter(connection, 60)._enter(key, f"{key.id}-a")
+            await asyncio.sleep(0)  # the log is written a step later
+        assert asked == [SQL["enter"]]
 
 
 async def test_nothing_is_limited_while_postgres_is_away():
@@ -335,21 +364,23 @@ async def test_a_key_reaches_no_other_tenants_conversations(keys: Keys, pool: as
 @pytest.mark.parametrize(
     ("path", "header", "kind"),
     [
-        ("/v1/chat/completions", "x-ratelimit-limit-requests", None),
-        ("/v1/messages", "anthropic-ratelimit-requests-limit", "error"),
+        ("/v1/chat/completions", "x-ratelimit-%s-requests", None),
+        ("/v1/messages", "anthropic-ratelimit-requests-%s", "error"),
     ],
 )
 async def test_limits_are_told_in_the_dialects_headers(
     keys: Keys, app: FastAPI, path: str, header: str, kind: str | None
 ):
-    """With every answer, and with the refusal the time to wait."""
+    """With every answer, and with the refusal as well, which also tells the time to wait."""
     _, text = await keys.create("acme", ["chat"], limits=Limits(requests_per_minute=1))
     async with client(app, text) as http:
         first, second = await http.post(path), await http.post(path)
-    assert (first.status_code, first.headers[header]) == (200, "1")
+    assert (first.status_code, first.headers[header % "limit"], first.headers[header % "remaining"]) == (200, "1", "0")
     if datetime.now(UTC).second > 1:
         assert second.status_code == 429
         assert 1 <= int(second.headers["retry-after"]) <= 60
+        assert (second.headers[header % "limit"], second.headers[header % "remaining"]) == ("1", "0")
+        assert second.headers[header % "reset"]
         error = second.json()["error"]
         assert error["type"] == "rate_limit_error"
         assert second.json().get("type") == kind

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr
 
+from app.keys import pepper
 from app.settings import Secrets
 from deployments.config import problems
 
@@ -19,12 +20,12 @@ applications:
 def lint(tmp_path: Path, text: str, secrets: Secrets | None = None) -> list[str]:
     file = tmp_path / "config.yaml"
     file.write_text(text)
-    return problems(file, secrets or Secrets())
+    return problems(file, secrets or Secrets(), tmp_path)
 
 
-def test_the_shipped_configuration_is_clean():
+def test_the_shipped_configuration_is_clean(tmp_path: Path):
     """The file that `make serve` uses."""
-    assert problems(Path(__file__).parents[2] / "serve_config.yaml", Secrets()) == []
+    assert problems(Path(__file__).parents[2] / "serve_config.yaml", Secrets(), tmp_path) == []
 
 
 @pytest.mark.parametrize(
@@ -57,7 +58,15 @@ def test_the_network_needs_a_key(tmp_path: Path):
     assert lint(tmp_path, GOOD.replace("127.0.0.1", "localhost")) == []
 
 
+def test_a_home_that_has_keys_may_listen_on_the_network(tmp_path: Path):
+    """The pepper tells: a file of the home folder, or the environment's."""
+    exposed = GOOD.replace("127.0.0.1", "0.0.0.0")
+    assert lint(tmp_path, exposed, Secrets(key_pepper=SecretStr("p"))) == []
+    pepper(tmp_path, None, make=True)
+    assert lint(tmp_path, exposed) == []
+
+
 def test_a_file_that_is_no_yaml_is_told(tmp_path: Path):
     """A broken or absent file is one clear line."""
     assert "cannot be read" in lint(tmp_path, "a: [")[0]
-    assert "cannot be read" in problems(tmp_path / "absent.yaml", Secrets())[0]
+    assert "cannot be read" in problems(tmp_path / "absent.yaml", Secrets(), tmp_path)[0]
