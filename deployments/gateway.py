@@ -143,8 +143,8 @@ class Gateway:
         return "ok"
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[None]:
-        host = _get_global_client().http_config.host
+    async def open(self, host: str) -> AsyncIterator[None]:
+        """Connected to the stores. host: the address that is listened on. Raises Misconfigured, Unavailable."""
         require_key_beyond_loopback(host, self.secrets, self.home)
         await self._refresh()
         self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
@@ -177,11 +177,12 @@ class Gateway:
 
     async def __serve_build_asgi_app__(self) -> FastAPI:
         # Opened here and closed by the lifespan: Serve shows what fails here, and hides in a log what fails there.
-        await self._opened.enter_async_context(self._open())
+        host = _get_global_client().http_config.host
+        await self._opened.enter_async_context(self.open(host))
         return self.application()
 
     def application(self) -> FastAPI:
-        """Every route behind the guard, and before it what lets web pages call."""
+        """Every route behind the guard, and before it what lets web pages call. Only while it is open."""
         app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan)
         app.add_middleware(
             Guard,
