@@ -245,7 +245,10 @@ class RagOptions(Strict):
 
 
 class Passage(Strict):
-    """A chunk of a document, found. start, end: characters of the document's text; chunk counts from 0, page from 1."""
+    """A chunk of a document, found. start, end: characters of the document's text; chunk counts from 0, page from 1.
+
+    heading: the headings above it, outermost first, like "Guide › Install".
+    """
 
     document_id: str
     collection: str
@@ -257,9 +260,14 @@ class Passage(Strict):
     start: int
     end: int
 
+    conversation_id: str | None = None  # where it was said, of a passage from memory
+    heading: str = ""
 
 class Chunk(Strict):
-    """A piece of a document's text, ready to embed. number counts from 0; start, end: characters; page from 1."""
+    """A piece of a document's text, ready to embed. number counts from 0; start, end: characters; page from 1.
+
+    heading: the headings above it, outermost first, like "Guide › Install".
+    """
 
     number: int
     text: str
@@ -267,6 +275,7 @@ class Chunk(Strict):
     end: int
     page: int | None = None
 
+    heading: str = ""
 
 class Index(Strict):
     """Make a document's chunks findable. Idempotent: the same document again replaces its chunks."""

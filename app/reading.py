@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from pydantic import ValidationError
 
-from app.chunking import Kind, chunks_at
+from app.chunking import Kind, chunks_at, cut_as
 from app.errors import TooLarge, UnreadableDocument
 from app.media import Format, recognise
 from app.messages import Chunk, Strict
@@ -30,7 +30,7 @@ START = "import sys; sys.path[:] = sys.argv[1:]; from app.reading_child import m
 PARSERS = {"pdf": ("pdfium", "pypdf")}  # in the order in which they are tried; the others have one of their own name
 OUT_OF_TIME = (signal.SIGALRM, signal.SIGXCPU, signal.SIGKILL)  # as the child's limits, or we, end it
 GRACE_S = 2.0  # the child ends itself; this is for one that cannot
-REPLY_BYTES_PER_CHAR = 8  # of text, UTF-8 and spans together
+REPLY_BYTES_PER_CHAR = 16  # of text, UTF-8, spans and sections together
 CHARSET = re.compile(r";\s*charset=[\"']?([\w.:-]+)", re.IGNORECASE)
 
 logger = logging.getLogger(__name__)
@@ -54,6 +54,7 @@ class Reply(Strict):
     title: str | None = None
     page_starts: tuple[int, ...] = ()
     spans: tuple[tuple[int, int], ...] = ()
+    sections: tuple[tuple[int, int], ...] = ()
     refused: str | None = None
     failed: str | None = None
 
@@ -92,7 +93,7 @@ class Reader:
             kind=found.kind,
             media_type=found.media_type,
             page_starts=reply.page_starts if found.parser == "pdf" else (),
-            chunks=chunks_at(text, reply.spans, reply.page_starts if found.parser == "pdf" else ()),
+            chunks=chunks_at(text, reply.spans, reply.sections, reply.page_starts if found.parser == "pdf" else ()),
         )
 
     async def _parse(self, data: bytes, name: str, found: Format, charset: str | None) -> tuple[Reply, str]:
@@ -118,6 +119,7 @@ class Reader:
         job = {
             "parser": parser,
             "kind": kind,
+            "cut_as": cut_as(kind, limits.chunking),
             "charset": charset,
             "seconds": seconds,
             "memory_bytes": limits.read_memory_bytes,

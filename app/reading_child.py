@@ -2,7 +2,7 @@
 
 Standard input: a line of JSON, the job, then the bytes of the document until the end. Standard output: a line of JSON,
 the reply, then the text in UTF-8. The reply is one of
-    {"title": …, "page_starts": […], "spans": [[start, end], …]}
+    {"title": …, "page_starts": […], "spans": [[start, end], …], "sections": [[start, end], …]}
     {"refused": why}    the document is at fault
     {"failed": why}     the parser is at fault, another one may do better
 This module and what it imports stay free of pydantic and asyncio: the start of the process is part of every upload.
@@ -18,7 +18,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from app.chunking import spans
+from app.chunking import outline_of, spans
 from app.reading_text import Refused, clean, clean_title, decode, first_heading
 
 MIB = 2**20
@@ -81,8 +81,11 @@ def read(job: Mapping[str, Any], data: bytes) -> tuple[dict[str, Any], str]:
     if not text:
         scanned = " (a scan? images are not read, there is no OCR)" if job["parser"] in ("pdfium", "pypdf") else ""
         raise Refused(f"there is no text in it{scanned}")
-    found = spans(text, kind=job["kind"], chunk_chars=job["chunk_chars"], overlap_chars=job["overlap_chars"])
-    return {"title": clean_title(title), "page_starts": page_starts, "spans": list(found)}, text
+    kind, chunk_chars = job["cut_as"], job["chunk_chars"]
+    outlined = outline_of(text, kind=kind, chunk_chars=chunk_chars)
+    found = spans(text, outlined, kind=kind, chunk_chars=chunk_chars, overlap_chars=job["overlap_chars"])
+    reply = {"title": clean_title(title), "page_starts": page_starts}
+    return reply | {"spans": list(found), "sections": outlined.sections}, text
 
 
 def extract(job: Mapping[str, Any], data: bytes) -> tuple[str | None, Iterable[str]]:

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, model_validator
 
 from app.lexical import Language
 from app.messages import Strict
+from app.outline import Chunking
 from app.prompt import Placement
 
 DEMO_MODEL = "demo"
@@ -114,6 +115,7 @@ class DocumentSettings(Strict):
     chunk_chars: int = Field(512, ge=64, le=8192)
     overlap_chars: int = Field(50, ge=0)
     max_bytes: int = Field(32 * 2**20, ge=1)
+    chunking: Chunking = "structure"  # or "plain": paragraphs and sentences, whatever the document is
     max_pages: int = Field(2000, ge=1)
     max_text_chars: int = Field(8_000_000, ge=1)
     readers: int = Field(2, ge=1, le=64)  # files read at the same time; the others wait

@@ -18,7 +18,7 @@ from typing import Any, Protocol, TypeVar
 
 from ray.serve.handle import DeploymentHandle
 
-from app.chunking import cut
+from app.chunking import cut, cut_as
 from app.documents import Documents, Held, check_metadata, new_id
 from app.errors import InvalidRequest, MindFuError, Misconfigured, NotFound, TooLarge
 from app.files import Files
@@ -283,7 +283,9 @@ class Librarian:
         return await asyncio.shield(self._store)
 
     def _cut(self, text: str) -> tuple[Chunk, ...]:
-        return cut(text, chunk_chars=self._settings.chunk_chars, overlap_chars=self._settings.overlap_chars)
+        settings = self._settings
+        kind = cut_as("markdown" if first_heading(text) else "text", settings.chunking)
+        return cut(text, kind=kind, chunk_chars=settings.chunk_chars, overlap_chars=settings.overlap_chars)
 
     def _check_size(self, size: int, chars: int) -> None:
         limits = self._settings

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.chunking import GRAMMARS, Kind, cut, unwrap
+from app.chunking import GRAMMARS, Kind, cut, cut_as, unwrap
 
 PARTS = st.sampled_from(
     [
@@ -23,14 +23,16 @@ TEXTS = st.lists(PARTS | st.text(st.characters(exclude_categories=("Cs",)), max_
 @given(text=TEXTS, kind=st.sampled_from(get_args(Kind)), size=st.integers(8, 200), data=st.data())
 @settings(max_examples=300, deadline=None)
 def test_chunks_cover_every_text_in_order_and_within_the_limits(text, kind, size, data):
-    """No chunk is over its size or blank, none is out of order, and every visible character is in one of them."""
+    """No chunk is over its size (but for a table) or blank, none is out of order, every character is in one."""
     overlap = data.draw(st.integers(0, size - 1))
     chunks = cut(text, kind=kind, chunk_chars=size, overlap_chars=overlap)
     covered = 0
     for number, chunk in enumerate(chunks):
         assert chunk.number == number
         assert chunk.text == text[chunk.start : chunk.end] == chunk.text.strip() != ""
-        assert len(chunk.text) <= size
+        assert len(chunk.text) <= size or (
+            kind == "markdown" and len(chunk.text) <= 4 * size and all("|" in line for line in chunk.text.split("\n"))
+        )
         assert not text[covered : chunk.start].strip()
         assert covered - chunk.start <= overlap
         assert chunk.end > covered
@@ -99,6 +101,75 @@ def test_functions_stay_whole_where_they_fit():
     functions = [f"def f{n}(x):\n    y = x + {n}\n    return y" for n in range(3)]
     chunks = cut("\n\n\n".join(functions), kind="python", chunk_chars=64, overlap_chars=0)
     assert [chunk.text for chunk in chunks] == functions
+
+
+MANUAL = """\
+# Pump
+
+Read this first.
+
+## Safety
+
+{prose}
+
+## Data
+
+All values at 20 degrees.
+
+| part | bar |
+|------|-----|
+{rows}
+
+Measured in 2025.
+
+### Seal
+
+Change it yearly.
+"""
+
+
+def manual(rows: int) -> str:
+    lines = "\n".join(f"| valve {number} | {number} |" for number in range(rows))
+    return MANUAL.format(prose="Never open it while it runs. " * 5, rows=lines)
+
+
+def test_no_chunk_crosses_a_heading_but_of_short_sections():
+    """A new section is a new chunk, which says under which headings it stands; two short ones share one."""
+    chunks = cut("# A\n\n## B\n\nShort.\n\n## C\n\n" + "Long enough. " * 8, kind="markdown", chunk_chars=128)
+    assert [(chunk.text[:8], chunk.heading) for chunk in chunks] == [("# A\n\n## ", "A"), ("## C\n\nLo", "A › C")]
+
+
+def test_a_table_stays_whole_up_to_four_chunks():
+    """It is a chunk of its own, between the text before it and the text behind it, under its heading."""
+    chunks = cut(manual(20), kind="markdown", chunk_chars=128, overlap_chars=20)
+    (table,) = [chunk for chunk in chunks if "|" in chunk.text]
+    assert table.text.count("\n") == 21
+    assert (table.heading, len(table.text) > 128) == ("Pump › Data", True)
+
+
+def test_a_longer_table_is_cut_between_rows_below_its_header():
+    """No row is torn, and every piece says what its columns are."""
+    chunks = cut(manual(200), kind="markdown", chunk_chars=128, overlap_chars=0)
+    pieces = [chunk for chunk in chunks if "| valve" in chunk.text]
+    assert len(pieces) > 10
+    for piece in pieces:
+        assert piece.heading == "Pump › Data › part | bar"
+        assert all(line.startswith("| ") and line.endswith(" |") for line in piece.text.split("\n")[2:])
+        assert len(piece.text) <= 128
+
+
+def test_structure_can_be_switched_off():
+    """`documents.chunking: plain` fills chunks to the brim, across headings."""
+    text = manual(3)
+    plain = cut(text, kind=cut_as("markdown", "plain"))
+    assert [chunk.heading for chunk in plain] == [""]
+    assert cut_as("markdown", "structure") == "markdown"
+    assert (cut_as("python", "plain"), cut_as("python", "structure")) == ("text", "python")
+
+
+def test_a_text_of_nothing_but_headings_makes_no_chunk_of_each():
+    """A hostile document must not make a million chunks: they are joined up to half of a chunk's length."""
+    assert len(cut("# a\n" * 50_000, kind="markdown")) < 2.5 * 200_000 / 512
 
 
 def test_a_chunk_belongs_to_the_page_that_it_starts_on():
