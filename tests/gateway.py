@@ -121,14 +121,17 @@ class Whole:
 
 
 @asynccontextmanager
-async def whole(home: Path, settings: Settings | None = None) -> AsyncIterator[Whole]:
-    """A gateway over the stores of `home`. Its PostgreSQL is the one of the environment, else an embedded one."""
+async def whole(home: Path, settings: Settings | None = None, llm: object | None = None) -> AsyncIterator[Whole]:
+    """A gateway over the stores of `home`. Its PostgreSQL is the one of the environment, else an embedded one.
+
+    llm: the model's part; None for a stand-in.
+    """
     settings = settings or Settings()
     store = VectorStore(home)
     embedder: Any = Words()
     retriever = Retriever(embedder, store)
     librarian = Librarian(retriever, settings.documents, home)
-    parts: list[Any] = [Local(part) for part in (Echo(), embedder, retriever, librarian)]
+    parts: list[Any] = [Local(part) for part in (llm or Echo(), embedder, retriever, librarian)]
     gateway = Gateway(*parts, settings, home)
     try:
         async with gateway.open("127.0.0.1"):
@@ -136,6 +139,14 @@ async def whole(home: Path, settings: Settings | None = None) -> AsyncIterator[W
     finally:
         await librarian.close()
         await store.close()
+
+
+def described() -> dict[str, Any]:
+    """The OpenAPI document of all routes."""
+    gateway: Any = Gateway(*[Local(None)] * 4, Settings(), Path())  # type: ignore[list-item]
+    gateway.keyring = gateway.limiter = None
+    document: dict[str, Any] = gateway.application().openapi()
+    return document
 
 
 def _asked(request: Generate) -> str:

@@ -156,8 +156,8 @@ async def _find(gateway: "Gateway", tenant: str, id_: str) -> Stored | None:
     if not id_.startswith("resp_"):
         return None
     stored = await gateway.recorder.read(gateway.responses.find(tenant, request_id(id_)))
-    if stored is None and (waiting := gateway.recorder.pending()):
-        raise Unavailable("conversation store", f"{waiting} turns wait to be recorded, this one may be among them")
+    if stored is None and gateway.recorder.pending():
+        raise Unavailable("conversation store", "turns wait to be recorded, and this one may be among them")
     return stored
 
 
