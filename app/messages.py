@@ -259,11 +259,11 @@ class Passage(Strict):
     page: int | None = None
     start: int
     end: int
-
     conversation_id: str | None = None  # where it was said, of a passage from memory
     heading: str = ""
 
 class Chunk(Strict):
+
     """A piece of a document's text, ready to embed. number counts from 0; start, end: characters; page from 1.
 
     heading: the headings above it, outermost first, like "Guide › Install".
@@ -274,10 +274,10 @@ class Chunk(Strict):
     start: int
     end: int
     page: int | None = None
-
     heading: str = ""
 
 class Index(Strict):
+
     """Make a document's chunks findable. Idempotent: the same document again replaces its chunks."""
 
     tenant: str = "default"
