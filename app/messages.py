@@ -262,8 +262,8 @@ class Passage(Strict):
     conversation_id: str | None = None  # where it was said, of a passage from memory
     heading: str = ""
 
-class Chunk(Strict):
 
+class Chunk(Strict):
     """A piece of a document's text, ready to embed. number counts from 0; start, end: characters; page from 1.
 
     heading: the headings above it, outermost first, like "Guide › Install".
@@ -276,8 +276,8 @@ class Chunk(Strict):
     page: int | None = None
     heading: str = ""
 
-class Index(Strict):
 
+class Index(Strict):
     """Make a document's chunks findable. Idempotent: the same document again replaces its chunks."""
 
     tenant: str = "default"
