@@ -242,6 +242,7 @@ class RagOptions(Strict):
     top_k: int | None = Field(None, ge=1, le=100)
     collections: tuple[str, ...] | None = Field(None, min_length=1, max_length=16)
     min_score: float | None = Field(None, ge=-1.0, le=1.0)
+    memory: bool | None = None
 
 
 class Passage(Strict):

@@ -19,6 +19,7 @@ import asyncpg
 
 from app.conversations import Conversations, Place, Recorded, Turn
 from app.errors import Unavailable
+from app.memory import Memory
 from app.messages import Message
 from app.postgres import open_pool, reaching_postgres
 from app.spool import Spool
@@ -50,7 +51,7 @@ class Recorder:
 
     def __init__(self, pool: asyncpg.Pool, spool: Spool) -> None:
         self.pool, self.spool = pool, spool
-        self.conversations = Conversations(pool)
+        self.conversations, self.memory = Conversations(pool), Memory(pool)
         self._spooled = asyncio.Event()
         self._tasks: set[asyncio.Task[Any]] = set()
 

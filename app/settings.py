@@ -99,9 +99,10 @@ class EmbeddingSettings(Strict):
 
 
 class RagSettings(Strict):
-    """Retrieval in chat. Requests may override `enabled`, top_k, collections and min_score in their `rag` field."""
+    """Retrieval in chat. Requests may override `enabled`, memory, top_k, collections and min_score in `rag`."""
 
     enabled: bool = True
+    memory: bool = False  # find what was said in the tenant's other conversations, too
     collections: tuple[str, ...] = ("default",)
     top_k: int = Field(5, ge=1, le=100)
     min_score: float = Field(0.3, ge=-1.0, le=1.0)  # cosine; half of it is enough with half of the query's words

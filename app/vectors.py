@@ -235,6 +235,7 @@ def best(found: Iterable[tuple[Passage, float]], query: Query) -> tuple[Passage,
         for passage, cosine in found
         if cosine >= query.min_score or coverage(asked, passage.text, query.space.language) >= ENOUGH_WORDS
     ]
-    good.sort(key=lambda found: (-found.score, found.collection, found.document_id, found.chunk))
+    good.sort(key=lambda found: found.chunk)
+    good.sort(key=lambda found: (round(found.score, 4), found.document_id), reverse=True)  # of equals the newest
     repeated = near_duplicates([passage.text for passage in good], query.space.language, similarity=SAME)
     return tuple(passage for number, passage in enumerate(good) if number not in repeated)[: query.top_k]

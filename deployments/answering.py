@@ -19,12 +19,14 @@ from app.conversations import Place, Turn, TurnStatus
 from app.errors import EngineFailed, MindFuError
 from app.keys import Key
 from app.limits import Limiter
+from app.memory import COLLECTION
 from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOptions, Search
 from app.prompt import augment, source_text, sources_block, within_budget
 from app.recorder import Recorder
 from app.settings import RagSettings
 from deployments.calls import call, stream
 from deployments.metrics import Metrics
+from deployments.recall import Recall
 
 OPTIONS = frozenset({
     "tools", "tool_choice", "parallel_tool_calls", "response_format", "thinking", "n", "logprobs",
@@ -80,7 +82,7 @@ class Answering:
         limiter: Limiter | None = None,
     ) -> None:
         self.limiter = limiter
-        self.llm, self.retriever, self.recorder = llm, retriever, recorder
+        self.llm, self.recall, self.recorder = llm, Recall(retriever, recorder), recorder
         self.rag, self.timeout_s, self.metrics = rag, timeout_s, metrics
         self.background: set[asyncio.Task[Any]] = set()  # recordings that outlive their request
 
@@ -140,9 +142,12 @@ class Answering:
 
     async def _prepare(self, ask: Ask) -> Draft:
         started, created_at = time.perf_counter(), datetime.now(UTC)
-        place, found = await asyncio.gather(
-            self.metrics.timed("locate", self._locate(ask)), self.metrics.timed("retrieve", self._retrieve(ask))
-        )
+        search, locating = self._search(ask), self.metrics.timed("locate", self._locate(ask))
+        if search is not None and COLLECTION in search.collections:  # memory must know which conversation is held
+            place = await locating
+            found = await self.metrics.timed("retrieve", self._remember(search, place))
+        else:
+            place, found = await asyncio.gather(locating, self.metrics.timed("retrieve", self._retrieve(search)))
         return Draft(place, await self._fitting(ask.generate, found), started, created_at)
 
     async def _locate(self, ask: Ask) -> Place | None:
@@ -151,21 +156,32 @@ class Answering:
             return None
         return await self.recorder.locate(request.tenant, request.messages, ask.conversation_id)
 
-    async def _retrieve(self, ask: Ask) -> tuple[Passage, ...]:
+    def _search(self, ask: Ask) -> Search | None:
+        """What to look for. None: nothing."""
         query = next((message.content for message in reversed(ask.generate.messages) if message.role == "user"), "")
         wanted = ask.rag if isinstance(ask.rag, RagOptions) else RagOptions()
         enabled = self.rag.enabled if ask.rag is None else bool(ask.rag)
         if not enabled or not query.strip():
-            return ()
-        search = Search(
+            return None
+        memory = self.rag.memory and wanted.collections is None if wanted.memory is None else wanted.memory
+        collections = wanted.collections or self.rag.collections
+        return Search(
             query=query,
             tenant=ask.generate.tenant,
-            collections=wanted.collections or self.rag.collections,
+            collections=(*collections, COLLECTION) if memory else collections,
             top_k=wanted.top_k or self.rag.top_k,
             min_score=self.rag.min_score if wanted.min_score is None else wanted.min_score,
         )
-        passages: tuple[Passage, ...] = await call("retriever", self.retriever, "search", search)
-        return passages
+
+    async def _retrieve(self, search: Search | None, held: str | None = None) -> tuple[Passage, ...]:
+        return await self.recall.search(search, held) if search is not None else ()
+
+    async def _remember(self, search: Search, place: Place | None) -> tuple[Passage, ...]:
+        """What memory is worth depends on PostgreSQL: while that is away, the answer comes from documents alone."""
+        if place is not None:
+            return await self._retrieve(search, place.conversation_id)
+        others = tuple(name for name in search.collections if name != COLLECTION)
+        return await self._retrieve(search.model_copy(update={"collections": others}) if others else None)
 
     async def _fitting(self, request: Generate, found: tuple[Passage, ...]) -> tuple[Passage, ...]:
         """The best passages within the budget: that of the settings, and at most half of what the window has free."""

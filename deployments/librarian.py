@@ -22,12 +22,14 @@ from app.chunking import cut, cut_as
 from app.documents import Documents, Held, check_metadata, new_id
 from app.errors import InvalidRequest, MindFuError, Misconfigured, NotFound, TooLarge
 from app.files import Files
+from app.memory import Memory
 from app.messages import Added, Chunk, Document, Index, Metadata, NewText
 from app.postgres import open_pool
 from app.reading import Reader
 from app.reading_text import clean, clean_title, file_name, first_heading
 from app.settings import DocumentSettings, Secrets
 from app.vectors import check_name
+from deployments.remembering import Remembering
 from deployments.retriever import Handle
 
 UNCUT_CHARS = 8000  # of a text that stays one passage
@@ -71,11 +73,13 @@ class Librarian:
         self._tasks: set[asyncio.Task[Any]] = set()
         secret = Secrets.from_env().postgres_url
         url = postgres_url or (secret.get_secret_value() if secret else None)
-        self._store = asyncio.create_task(_open_documents(url, home))
+        self._pool = asyncio.create_task(open_pool(url, home))
+        self._store = asyncio.create_task(self._open_documents())
         self._recovery = asyncio.Lock()
         self._leftovers = asyncio.Event()
         self._leftovers.set()  # of earlier processes, perhaps
         self._clearing = asyncio.create_task(self._clear_leftovers())
+        self._remembering = asyncio.create_task(self._remember())
 
     async def check_health(self) -> None:
         """Return: this process answers. PostgreSQL has its own line in /health."""
@@ -83,7 +87,8 @@ class Librarian:
     async def close(self) -> None:
         """Finish what is begun, then let PostgreSQL go."""
         self._clearing.cancel()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._remembering.cancel()
+        await asyncio.gather(self._remembering, *self._tasks, return_exceptions=True)
         await (await self._store).close()
 
     async def add_text(self, tenant: str, text: NewText) -> Added:
@@ -279,6 +284,13 @@ class Librarian:
         if not task.cancelled() and (error := task.exception()):
             logger.info("A document was not taken in or let go: %s", error)  # the caller, if there still is one, has it
 
+    async def _remember(self) -> None:
+        """What was said in conversations is taken in as well, in the background."""
+        await Remembering(Memory(await asyncio.shield(self._pool)), self._retriever, self._cut).forever()
+
+    async def _open_documents(self) -> Documents:
+        return Documents(await asyncio.shield(self._pool))
+
     async def _documents(self) -> Documents:
         return await asyncio.shield(self._store)
 
@@ -293,10 +305,6 @@ class Librarian:
             raise TooLarge("content", size, limits.max_bytes, "bytes", "documents.max_bytes")
         if chars > limits.max_text_chars:
             raise TooLarge("content", chars, limits.max_text_chars, "characters", "documents.max_text_chars")
-
-
-async def _open_documents(url: str | None, home: Path) -> Documents:
-    return Documents(await open_pool(url, home))
 
 
 def _uncut(text: str) -> tuple[Chunk, ...]:

@@ -7,8 +7,10 @@ from fastapi.responses import JSONResponse
 from pydantic import Field, Json
 
 from app.dialects import openai
-from app.messages import Metadata, NewText, Passage, Search, Strict
+from app.memory import require_open
+from app.messages import Metadata, NewText, Search, Strict
 from deployments.calls import call
+from deployments.recall import Recall
 from deployments.routes.bodies import Route
 from deployments.routes.callers import Tenant
 
@@ -32,6 +34,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("")
     async def add_text(tenant: Tenant, body: NewText) -> Response:
         """Take in a text. 201, or 200 with `"duplicate": true` when the collection holds this content already."""
+        require_open(body.collection)
         return _added(await call("librarian", gateway.librarian, "add_text", tenant, body))
 
     @router.post("/upload")
@@ -43,6 +46,7 @@ def routes(gateway: "Gateway") -> APIRouter:
         metadata: Annotated[Json[Metadata] | None, Form()] = None,
     ) -> Response:
         """Take in a file: PDF, DOCX, Markdown, HTML, plain text or source code."""
+        require_open(collection)
         name, data = file.filename or "unnamed", await file.read()
         arguments = (tenant, collection, name, file.content_type, data, title, metadata)
         return _added(await call("librarian", gateway.librarian, "add_file", *arguments))
@@ -57,7 +61,7 @@ def routes(gateway: "Gateway") -> APIRouter:
             top_k=body.top_k,
             min_score=gateway.settings.rag.min_score if body.min_score is None else body.min_score,
         )
-        found: tuple[Passage, ...] = await call("retriever", gateway.retriever, "search", search)
+        found = await Recall(gateway.retriever, gateway.recorder).search(search)
         return {"object": "list", "data": openai.sources(found)}
 
     @router.get("")

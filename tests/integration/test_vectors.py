@@ -65,7 +65,7 @@ async def test_a_chunk_is_found_with_all_that_was_stored(store: Vectors):
     (found,) = await store.search(near(NORTH))
     assert found.model_dump(exclude={"score"}) == {
         "document_id": "maps", "collection": "docs", "title": "On maps", "chunk": 1,
-        "text": "north of here", "page": 2, "start": 10, "end": 19,
+        "text": "north of here", "page": 2, "start": 10, "end": 19, "conversation_id": None,
     }  # fmt: skip
     assert found.score == pytest.approx(1.0, abs=1e-6)
 

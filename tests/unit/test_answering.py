@@ -224,6 +224,51 @@ async def test_a_request_chooses_its_retrieval():
     assert searches == [Search(query="hi", top_k=2, min_score=0.3, collections=("default",))]
 
 
+@pytest.mark.parametrize(
+    ("setting", "asked", "collections"),
+    [
+        (False, True, ("default",)),
+        (True, True, ("default", "conversations")),
+        (False, RagOptions(memory=True), ("default", "conversations")),
+        (True, RagOptions(memory=False), ("default",)),
+        (True, RagOptions(collections=("a",)), ("a",)),  # named alone, they are meant alone
+        (True, RagOptions(collections=("a",), memory=True), ("a", "conversations")),
+        (False, RagOptions(collections=("conversations",)), ("conversations",)),
+    ],
+)
+async def test_memory_is_searched_where_it_is_wanted(setting: bool, asked: Any, collections: tuple[str, ...]):
+    """Beside documents, by setting or by request, and never for the conversation that is held."""
+    searches = []
+
+    async def search(wanted: Search) -> tuple[Passage, ...]:
+        searches.append(wanted)
+        return ()
+
+    answers = answering(DONE, search=search)
+    answers.rag = RagSettings(memory=setting)
+    _ = [item async for item in answers.answer(ask(rag=asked))]
+    without = ("mem_of_the_held_one",) if "conversations" in collections else ()
+    assert [(wanted.collections, wanted.without) for wanted in searches] == [(collections, without)]
+
+
+async def test_without_the_database_an_answer_comes_from_documents_alone():
+    """What may be told of conversations cannot be known then."""
+    searches = []
+
+    async def search(wanted: Search) -> tuple[Passage, ...]:
+        searches.append(wanted.collections)
+        return ()
+
+    async def nowhere(*_: object) -> None:
+        return None
+
+    for wanted in (RagOptions(memory=True), RagOptions(collections=("conversations",))):
+        answers = answering(DONE, search=search)
+        answers.recorder.locate = nowhere
+        _ = [item async for item in answers.answer(ask(rag=wanted))]
+    assert searches == [("default",)]
+
+
 async def test_a_client_that_leaves_before_the_first_token_left_a_turn():
     """The model was asked, so it is kept, as cancelled and empty; so is an engine that breaks at once, as failed."""
     answers = answering(None)
