@@ -19,7 +19,8 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     verbs = keys.add_subparsers(dest="verb", required=True)
     create = verbs.add_parser("create", help="make a key; it is shown once")
     create.add_argument("--tenant", default="default", help="whose documents and conversations it sees")
-    create.add_argument("--scope", action="append", choices=SCOPES, dest="scopes", help="repeat it; default: chat")
+    scopes = "repeat it; default: chat and documents"
+    create.add_argument("--scope", action="append", choices=SCOPES, dest="scopes", help=scopes)
     create.add_argument("--name", default="", help="what it is for")
     create.add_argument("--requests-per-minute", type=int)
     create.add_argument("--tokens-per-minute", type=int)
@@ -41,7 +42,7 @@ def _create(options: argparse.Namespace) -> int:
         expires = options.expires and options.expires.astimezone(UTC)
         key, text = await keys.create(
             options.tenant,
-            options.scopes or ["chat"],
+            options.scopes or ["chat", "documents"],
             name=options.name,
             limits=Limits.model_construct(**limits),  # the store checks the values, and says what is wrong with them
             expires_at=expires,
