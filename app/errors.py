@@ -11,6 +11,7 @@
     ├── ModelNotFound           404
     ├── NotFound                404
     ├── TooSlow                 408  the body did not come in time
+    ├── NothingToLearn          409  too little data, or all of one kind
     ├── TooLarge                413
     ├── UnsupportedMedia        415
     ├── UnreadableDocument      422  broken, empty, encrypted, or over a reading limit
@@ -135,6 +136,19 @@ class NotFound(MindFuError):
 
     def __str__(self) -> str:
         return f"No {self.kind} '{self.name}'."
+
+
+class NothingToLearn(MindFuError):
+    """There is too little to train or to judge a model with. remedy: a sentence."""
+
+    status, code = 409, "nothing_to_learn"
+
+    def __init__(self, what: str, found: int, needed: int, remedy: str) -> None:
+        super().__init__(what, found, needed, remedy)
+        self.what, self.found, self.needed, self.remedy = what, found, needed, remedy
+
+    def __str__(self) -> str:
+        return f"Found {self.found} {self.what}, needed {self.needed}. {self.remedy}"
 
 
 class TooLarge(MindFuError):

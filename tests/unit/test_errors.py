@@ -19,6 +19,7 @@ EXAMPLES: list[MindFuError] = [
     errors.NotFound("document", "doc_1"),
     errors.TooLarge("The request body", 9, 8, "bytes", "gateway.max_body_bytes"),
     errors.TooSlow(17, 60.0),
+    errors.NothingToLearn("conversations", 1, 2, "Rate some."),
     errors.UnsupportedMedia("a.exe", "a Windows program", ("PDF",)),
     errors.UnreadableDocument("a.pdf", "it is encrypted"),
     errors.Overloaded(64, 64, 3.0),
