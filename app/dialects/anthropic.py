@@ -18,9 +18,10 @@ from app.messages import Generate, JsonFormat, Message, NamedTool, RagOptions, S
 
 REFUSED = {
     "container": "code execution",
+    "speed": "other speeds than the one that there is",
     "mcp_servers": "MCP servers called by the model's host",
 }
-KEPT = ("metadata", "service_tier", "inference_geo", "context_management", "betas", "cache_control")
+KEPT = ("metadata", "service_tier", "inference_geo", "context_management", "betas", "cache_control", "diagnostics")
 IGNORED_PARTS = frozenset({"cache_control", "citations", "title", "context", "caller", "signature"})
 THINKING = frozenset({"thinking", "redacted_thinking"})
 Number = Annotated[float, Field(allow_inf_nan=False)]
@@ -217,7 +218,7 @@ class CountRequest(BaseModel):
 
     def _only_known(self) -> None:
         for name, value in (self.model_extra or {}).items():
-            if value is None or name in KEPT or value == []:
+            if value is None or name in KEPT or value == [] or (name, value) == ("speed", "standard"):
                 continue
             if name in REFUSED:
                 raise UnsupportedOption(f"{name}: {REFUSED[name]} are not supported; leave it out.", name)

@@ -237,7 +237,7 @@ def test_what_only_anthropic_could_do_is_kept_and_not_shown_to_the_model():
     """Tools of its own, edits of the context, the client's metadata."""
     body = parsed(
         tools=[{"type": "web_search_20250305", "name": "web_search", "max_uses": 3}, WEATHER],
-        metadata={"user_id": "u"}, context_management={"edits": []}, thinking={"type": "adaptive"},
+        metadata={"user_id": "u"}, context_management={"edits": []}, thinking={"type": "adaptive"}, speed="standard",
     )  # fmt: skip
     assert [tool.name for tool in body.generate("r", "t", "m").tools] == ["weather"]
     kept = body.kept()
