@@ -11,6 +11,8 @@
     ├── ModelNotFound           404
     ├── NotFound                404
     ├── TooSlow                 408  the body did not come in time
+    ├── Conflict                409  it does not go with what is there
+    │   └── NotPromoted         409  an adapter does not get to answer, and why
     ├── NothingToLearn          409  too little data, or all of one kind
     ├── TooLarge                413
     ├── UnsupportedMedia        415
@@ -136,6 +138,29 @@ class NotFound(MindFuError):
 
     def __str__(self) -> str:
         return f"No {self.kind} '{self.name}'."
+
+
+class Conflict(MindFuError):
+    """The request does not go with what is there. message: with the remedy."""
+
+    status, code = 409, "conflict"
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message)
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message
+
+
+class NotPromoted(Conflict):
+    """An adapter does not get to answer; what answered before goes on."""
+
+    code = "not_promoted"
+
+    def __init__(self, name: str, reason: str) -> None:
+        super().__init__(f"{name} is not promoted: {reason}")
+        self.args = (name, reason)
 
 
 class NothingToLearn(MindFuError):

@@ -55,6 +55,7 @@ class LLMSettings(Strict):
     flush_s: float = Field(0.02, ge=0.0, le=1.0)  # deltas of one answer are joined for this long, but the first
     step_timeout_s: float = Field(300.0, gt=0)  # a decode step that takes longer hangs: the replica is replaced
     models: dict[str, FurtherModel] = Field(default_factory=dict)  # by the names that clients send as `model`
+    adapters: int = Field(4, ge=0)  # LoRA adapters that stay loaded beside champion and previous, of each model
     warm: int = Field(1, ge=1)  # models loaded at the same time; for another one, the least recently asked for goes
     memory_budget_bytes: int | None = Field(None, ge=1)  # that they may take together; None: what the machine has
     load_wait_s: float = Field(300.0, gt=0)  # how long a request waits for its model to load; then it is a 503

@@ -6,9 +6,9 @@ engine fails. Nothing here knows a dialect.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
@@ -50,10 +50,14 @@ class Ask:
 
 @dataclass(frozen=True)
 class Opened:
-    """The first item of an answer, sent when nothing can be refused any more. conversation_id: None if not known."""
+    """The first item of an answer, sent when nothing can be refused any more. conversation_id: None if not known.
+
+    adapter: the version that answers, None is the bare base.
+    """
 
     sources: tuple[Passage, ...]
     conversation_id: str | None
+    adapter: str | None = None
 
 
 @dataclass
@@ -69,7 +73,7 @@ class Draft:
 
 
 class Answering:
-    """Answers requests through the LLM, the retriever and the recorder."""
+    """Answers requests through the LLM, the retriever and the recorder. adapter: what answers for a model's name."""
 
     def __init__(
         self,
@@ -80,8 +84,10 @@ class Answering:
         timeout_s: float,
         metrics: Metrics,
         limiter: Limiter | None = None,
+        *,
+        adapter: Callable[[str], str | None] = lambda _: None,
     ) -> None:
-        self.limiter = limiter
+        self.limiter, self.adapter = limiter, adapter
         self.llm, self.recall, self.recorder = llm, Recall(retriever, recorder), recorder
         self.rag, self.timeout_s, self.metrics = rag, timeout_s, metrics
         self.background: set[asyncio.Task[Any]] = set()  # recordings that outlive their request
@@ -94,6 +100,8 @@ class Answering:
         deadline = asyncio.get_running_loop().time() + self.timeout_s
         async with self._in_time(deadline):
             draft = await self._prepare(ask)
+        adapter = self.adapter(ask.generate.model)  # from here on; a promotion meanwhile changes nothing
+        ask = replace(ask, generate=ask.generate.model_copy(update={"adapter": adapter}))
         prompt = ask.generate.model_copy(
             update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
         )
@@ -111,7 +119,7 @@ class Answering:
                         opened = True
                         draft.first_token_s = time.perf_counter() - draft.started
                         self.metrics.stage("first_token", draft.first_token_s)
-                        yield Opened(draft.sources, draft.place.conversation_id if draft.place else None)
+                        yield Opened(draft.sources, draft.place.conversation_id if draft.place else None, adapter)
                     if isinstance(item, Done):
                         done, status = item, "truncated" if item.finish_reason == "length" else "complete"
                         break
@@ -209,6 +217,7 @@ class Answering:
             conversation_id=draft.place.conversation_id if draft.place else ask.conversation_id,
             client=ask.client,
             model=request.model,
+            adapter=request.adapter,
             messages=messages,
             answer=first.message(),
             sources=draft.sources,

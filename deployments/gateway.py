@@ -21,10 +21,12 @@ from app.conversations import Conversations
 from app.dialects import openai
 from app.errors import MindFuError, ModelNotFound
 from app.feedback import FeedbackStore
+from app.following import Follower
 from app.keyring import Keyring
 from app.limits import Limiter
 from app.messages import Generate, ModelCard
 from app.recorder import Recorder
+from app.registry import Registry
 from app.responses import Responses
 from app.settings import Secrets, Settings
 from deployments.answering import Answering
@@ -32,7 +34,16 @@ from deployments.calls import call
 from deployments.config import beyond_loopback, require_key_beyond_loopback
 from deployments.guard import TOLD, Guard
 from deployments.metrics import Metrics
-from deployments.routes import conversations, documents, generation, messages, operations, refusals, responses
+from deployments.routes import (
+    conversations,
+    documents,
+    generation,
+    messages,
+    models,
+    operations,
+    refusals,
+    responses,
+)
 
 HEALTH_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
@@ -47,6 +58,8 @@ class Gateway:
     responses: Responses
     feedback: FeedbackStore
     cards: dict[str, ModelCard]  # by name, the main one first
+    registry: Registry
+    follower: Follower
     keyring: Keyring
     limiter: Limiter
     embedder_name: str
@@ -69,25 +82,30 @@ class Gateway:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """What requests may put in `model`: the main model, further ones, their bare bases, the main one's aliases."""
+        """What requests may put in `model`: every model, its bare base, its adapters; the main one's aliases."""
         llm = self.settings.llm
-        return (*(f"{name}{bare}" for name in (llm.name, *llm.models) for bare in ("", ":base")), *llm.aliases)
+        return (*self.follower.desired.names((llm.name, *llm.models)), *llm.aliases)
 
     def served(self, model: str) -> str:
-        """The name of the model that answers. Raises ModelNotFound."""
+        """The name of what answers. Raises ModelNotFound."""
         if model not in self.names:
             raise ModelNotFound(model, self.names)
         return self.settings.llm.name if model in self.settings.llm.aliases else model
 
-    def fingerprint(self, request: Generate) -> str:
+    def adapter(self, name: str) -> str | None:
+        """The adapter version that answers for a served name at this moment, None: the bare base."""
+        root, served = self.root(name), self.served(name)
+        return self.follower.desired.answering(root, served.removeprefix(root).removeprefix(":"))
+
+    def fingerprint(self, request: Generate, adapter: str | None) -> str:
         """What answers this request: see `openai.fingerprint`."""
-        card = self.cards[self.root(request.model)].model_copy(update={"loaded": True})
-        return openai.fingerprint(card, request.adapter, version("mindfu"))
+        card = self.cards[self.root(request.model)].model_copy(update={"loaded": True, "adapters": ()})
+        return openai.fingerprint(card, adapter, version("mindfu"))
 
     def root(self, name: str) -> str:
         """The model behind a name that is served."""
         served = self.served(name)
-        return served if served in self.cards else served.removesuffix(":base")
+        return served if served in self.cards else served.rpartition(":")[0]
 
     async def look(self) -> None:
         """See which models are loaded. While the engine does not answer, what was seen last stands."""
@@ -162,12 +180,17 @@ class Gateway:
                 required=beyond_loopback(host),
             )
             self.limiter = Limiter(recorder.pool, timeout_s)
+            self.registry = Registry(recorder.pool, self.home)
+            self.follower = Follower("gateway", self.registry)
+            await self.follower.start()
             self.answering = Answering(
-                self.llm, self.retriever, recorder, self.settings.rag, timeout_s, self.metrics, self.limiter
-            )
+                self.llm, self.retriever, recorder, self.settings.rag, timeout_s, self.metrics, self.limiter,
+                adapter=self.adapter,
+            )  # fmt: skip
             try:
                 yield
             finally:
+                await self.follower.close()
                 await self.answering.close()
 
     @asynccontextmanager
@@ -202,6 +225,6 @@ class Gateway:
                 expose_headers=TOLD,
             )
         refusals.register(app)
-        for group in (generation, messages, responses, documents, conversations, operations):
+        for group in (generation, messages, responses, documents, conversations, models, operations):
             app.include_router(group.routes(self))
         return app

@@ -41,7 +41,7 @@ NEEDED: tuple[tuple[str, KeyScope], ...] = (
     ("/v1/vector_stores", "documents"),
     ("/v1/fine_tuning", "train"),
     ("/train", "train"),
-    ("/models", "admin"),
+    ("/models", "train"),
     ("/metrics", "admin"),
     ("/v1/models", "chat"),
     ("/v1", "chat"),

@@ -31,7 +31,7 @@ async def together(answers: Sequence[Answer], n: int) -> Answer:
             else:
                 opened += 1
                 if opened == len(answers):
-                    yield Opened((), None)
+                    yield Opened((), None, item.adapter)
                     for delta in early:
                         yield delta
     yield _sum([dones[number] for number in range(len(answers))])

@@ -6,7 +6,8 @@
 Stand-ins are the model, which says what it was asked, and the embedder, which counts words.
 """
 
-from collections.abc import AsyncIterator, Sequence
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from types import SimpleNamespace
@@ -26,7 +27,6 @@ from deployments.gateway import Gateway
 from deployments.librarian import Librarian
 from deployments.retriever import Retriever
 from deployments.vector_store import VectorStore
-from tests.fakes import Streamed
 
 MODEL, WINDOW, DIMENSION = "mindfu-demo", 2048, 64
 
@@ -39,10 +39,34 @@ class Local:
 
     def options(self, *, stream: bool) -> "Local":
         assert stream
-        return self
+        return LocalStreams(self._part)
 
     def __getattr__(self, method: str) -> SimpleNamespace:
         return SimpleNamespace(remote=getattr(self._part, method))
+
+
+class LocalStreams(Local):
+    """One that is called for streams."""
+
+    def __getattr__(self, method: str) -> SimpleNamespace:
+        return SimpleNamespace(remote=lambda *args: LocalStream(getattr(self._part, method)(*args)))
+
+
+class LocalStream:
+    """The items of a generator; `cancel` closes it, as Ray does."""
+
+    def __init__(self, items: AsyncGenerator[Any]) -> None:
+        self._items = items
+        self._closing: asyncio.Task[None] | None = None
+
+    def __aiter__(self) -> "LocalStream":
+        return self
+
+    async def __anext__(self) -> object:
+        return await anext(self._items)
+
+    def cancel(self) -> None:
+        self._closing = asyncio.create_task(self._items.aclose())
 
 
 class Echo:
@@ -61,14 +85,16 @@ class Echo:
         sizes = tuple(len(text.split()) for text in texts)
         return Measure(prompt_tokens=len(_asked(request).split()), text_tokens=sizes, window=WINDOW)
 
-    def generate(self, request: Generate) -> Streamed:
+    async def generate(self, request: Generate) -> AsyncGenerator[Delta | Done]:
         text = _asked(request)
         done = Done(
             (End("stop"),) * request.n,
             Usage(prompt_tokens=len(text.split()), completion_tokens=request.n),
             Timings(queued_s=0, prefill_s=0, decode_s=0),
         )
-        return Streamed([*(Delta(text, 1, choice) for choice in range(request.n)), done])
+        for choice in range(request.n):
+            yield Delta(text, 1, choice)
+        yield done
 
 
 class Words:

@@ -49,7 +49,7 @@ class Server:
         gateway = SimpleNamespace(
             answering=answering,
             served=lambda model: model,
-            fingerprint=lambda _: "fp_1",
+            fingerprint=lambda *_: "fp_1",
             llm=llm,
             settings=Settings(),
         )

@@ -103,14 +103,17 @@ def embeddings(vectors: np.ndarray, model: str, tokens: int, encoding: Literal["
     }
 
 
-def language_model(name: str, created: int, card: ModelCard, root: str) -> Json:
-    """A model that chats. Beyond OpenAI's own: what it can, for clients that look. root: the name it is one of."""
+def language_model(name: str, created: int, card: ModelCard, adapter: str | None) -> Json:
+    """A model that chats. Beyond OpenAI's own: what it can, for clients that look. card: of the model behind the name;
+    adapter: the version that answers, None for the bare base.
+    """
     return _model(name, created, CHATS) | {
-        "root": root,
+        "root": card.name,
+        "adapter": adapter,
         "context_window": card.window,
         "parameters": card.parameters,
         "description": card.description,
-        "loaded": card.loaded,
+        "loaded": card.loaded and (adapter is None or adapter in card.adapters),
     }
 
 

@@ -27,9 +27,10 @@ def routes(gateway: "Gateway") -> APIRouter:
         generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
         ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
 
-        fingerprint, base_url = gateway.fingerprint(generate), str(request.base_url)
+        base_url = str(request.base_url)
 
         def renderer(opened: Opened) -> ChatRenderer:
+            fingerprint = gateway.fingerprint(generate, opened.adapter)
             return ChatRenderer(body, generate, fingerprint=fingerprint, sources=opened.sources, base_url=base_url)
 
         return await respond(gateway, ask, renderer, stream=body.stream)
@@ -41,7 +42,10 @@ def routes(gateway: "Gateway") -> APIRouter:
         asks = [ask_of(request, prompt, rag=False, extras=body.kept()) for prompt in prompts]
         answers = [gateway.answering.answer(ask) for ask in asks]
         answer = answers[0] if len(answers) == 1 else together(answers, prompts[0].n)
-        render = CompletionRenderer(body, prompts, fingerprint=gateway.fingerprint(prompts[0]))
-        return await send(answer, len(prompts) * prompts[0].n, lambda _: render, stream=body.stream)
+
+        def renderer(opened: Opened) -> CompletionRenderer:
+            return CompletionRenderer(body, prompts, fingerprint=gateway.fingerprint(prompts[0], opened.adapter))
+
+        return await send(answer, len(prompts) * prompts[0].n, renderer, stream=body.stream)
 
     return router

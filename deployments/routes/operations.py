@@ -1,12 +1,12 @@
 """Models, embeddings, health and metrics."""
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-from fastapi import APIRouter, Response
+from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST
 
-from app.dialects import openai
+from app.dialects import anthropic_models, openai
 from app.dialects.events import Json
 from app.errors import ModelNotFound
 from deployments.calls import call
@@ -15,22 +15,31 @@ from deployments.routes.bodies import Route
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
 
+ANTHROPIC = "anthropic-version"  # the header that its clients send
+Limit = Annotated[int, Query(ge=1, le=1000)]
+
 
 def routes(gateway: "Gateway") -> APIRouter:
     """The operational routes of one gateway."""
     router = APIRouter(route_class=Route)
 
     @router.get("/v1/models", tags=["models"])
-    async def models() -> dict[str, Any]:
-        """Every name that requests may put in `model`, the embedder's last."""
+    async def models(
+        request: Request, limit: Limit = 20, after_id: str | None = None, before_id: str | None = None
+    ) -> dict[str, Any]:
+        """Every name that requests may put in `model`, the embedder's last. In Anthropic's form for its clients, who
+        send `anthropic-version`: in pages, and without the embedder.
+        """
         await gateway.look()
+        if ANTHROPIC in request.headers:
+            return anthropic_models.page(list(_infos(gateway).values()), limit=limit, after=after_id, before=before_id)
         return {"object": "list", "data": list(_models(gateway).values())}
 
     @router.get("/v1/models/{name:path}", tags=["models"])
-    async def model(name: str) -> dict[str, Any]:
+    async def model(request: Request, name: str) -> dict[str, Any]:
         """One model."""
         await gateway.look()
-        served = _models(gateway)
+        served = _infos(gateway) if ANTHROPIC in request.headers else _models(gateway)
         if name not in served:
             raise ModelNotFound(name, tuple(served))
         return served[name]
@@ -59,7 +68,14 @@ def routes(gateway: "Gateway") -> APIRouter:
 
 
 def _models(gateway: "Gateway") -> dict[str, Json]:
-    started, roots = gateway.started_at, {name: gateway.root(name) for name in gateway.names}
-    chatting = {name: openai.language_model(name, started, gateway.cards[root], root) for name, root in roots.items()}
-    embedder = openai.embedding_model(gateway.embedder_name, started, gateway.embedder_dimension)
+    chatting = {
+        name: openai.language_model(name, gateway.started_at, gateway.cards[gateway.root(name)], gateway.adapter(name))
+        for name in gateway.names
+    }
+    embedder = openai.embedding_model(gateway.embedder_name, gateway.started_at, gateway.embedder_dimension)
     return chatting | {gateway.embedder_name: embedder}
+
+
+def _infos(gateway: "Gateway") -> dict[str, Json]:
+    cards = {name: gateway.cards[gateway.root(name)] for name in gateway.names}
+    return {name: anthropic_models.model(name, gateway.started_at, card) for name, card in cards.items()}

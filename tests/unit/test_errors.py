@@ -17,6 +17,8 @@ EXAMPLES: list[MindFuError] = [
     errors.Forbidden("Origin", "http://evil.example"),
     errors.ModelNotFound("gpt-9", ("mindfu-demo",)),
     errors.NotFound("document", "doc_1"),
+    errors.Conflict("A promotion is under way."),
+    errors.NotPromoted("demo@v1", "it is no LoRA adapter."),
     errors.TooLarge("The request body", 9, 8, "bytes", "gateway.max_body_bytes"),
     errors.TooSlow(17, 60.0),
     errors.NothingToLearn("conversations", 1, 2, "Rate some."),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import httpx
 import numpy as np
 import pytest
+from anthropic.types import ModelInfo
 from openai.types import CreateEmbeddingResponse
 
 from app.messages import ModelCard
@@ -13,7 +14,7 @@ from tests.fakes import Handle
 from tests.openai_schema import validate
 from tests.server import application
 
-CARD = ModelCard(name="m", window=2048, parameters=1, file_bytes=1, description="a small one")
+CARD = ModelCard(name="m", window=2048, parameters=1, file_bytes=1, description="a small one", adapters=("v2",))
 
 FURTHER = ModelCard(name="further", window=512, parameters=None, file_bytes=None, description="?", loaded=False)
 
@@ -26,11 +27,15 @@ async def embed(texts: tuple[str, ...]) -> tuple[np.ndarray, int]:
     return np.ones((len(texts), 3), np.float32), 5
 
 
-async def request(method: str, path: str, body: object = None) -> httpx.Response:
+ADAPTERS = {"m": "v2", "m:base": None, "m:v1": "v1", "m:v2": "v2", "further": None, "alias": "v2"}
+
+
+async def request(method: str, path: str, body: object = None, **headers: str) -> httpx.Response:
     gateway = SimpleNamespace(
-        names=("m", "m:base", "further", "alias"),
+        names=tuple(ADAPTERS),
         cards={"m": CARD, "further": FURTHER},
-        root={"m": "m", "m:base": "m", "alias": "m", "further": "further"}.__getitem__,
+        root=lambda name: "further" if name == "further" else "m",
+        adapter=ADAPTERS.__getitem__,
         look=look,
         started_at=1,
         embedder=Handle(embed=embed),
@@ -39,18 +44,37 @@ async def request(method: str, path: str, body: object = None) -> httpx.Response
     )
     transport = httpx.ASGITransport(application(operations.routes(gateway)))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        return await http.request(method, path, json=body)
+        return await http.request(method, path, json=body, headers=headers)
 
 
 async def test_every_name_that_may_be_asked_is_listed_and_found():
-    """Also those with a colon or a slash in them."""
+    """The champion's name, the bare base, each adapter; with the adapter that answers and whether it is loaded."""
     listed = (await request("GET", "/v1/models")).json()
     validate("ListModelsResponse", listed)
-    assert [model["id"] for model in listed["data"]] == ["m", "m:base", "further", "alias", "e"]
-    assert [model.get("loaded") for model in listed["data"]] == [True, True, False, True, None]
+    assert [model["id"] for model in listed["data"]] == [*ADAPTERS, "e"]
+    assert [model.get("adapter") for model in listed["data"]] == [*ADAPTERS.values(), None]
+    assert [model.get("loaded") for model in listed["data"]] == [True, True, False, True, False, True, None]
     for model in listed["data"]:
         validate("Model", model)
         assert (await request("GET", f"/v1/models/{model['id']}")).json() == model
+
+
+async def test_anthropics_clients_get_the_list_in_their_form():
+    """In pages, forwards and backwards, and one by its name."""
+    version = {"anthropic-version": "2023-06-01"}
+    seen, after = [], ""
+    while True:
+        page = (await request("GET", f"/v1/models?limit=4{after}", **version)).json()
+        seen += [ModelInfo.model_validate(one, strict=False) for one in page["data"]]
+        after = f"&after_id={page['last_id']}"
+        if not page["has_more"]:
+            break
+    assert [one.id for one in seen] == list(ADAPTERS)
+    assert (seen[0].max_input_tokens, seen[0].lifecycle) == (2048, "active")
+    back = (await request("GET", "/v1/models?limit=2&before_id=m:v2", **version)).json()
+    assert ([one["id"] for one in back["data"]], back["has_more"]) == (["m:base", "m:v1"], True)
+    assert (await request("GET", "/v1/models/m:v1", **version)).json() == seen[2].model_dump(mode="json")
+    assert (await request("GET", "/v1/models?after_id=nothing", **version)).status_code == 404
 
 
 async def test_an_unknown_model_is_not_found():

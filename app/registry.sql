@@ -1,0 +1,70 @@
+-- revision: of the desired state
+select coalesce(max(revision), 0) from serving_revision
+
+-- desired: all of it at one moment
+select
+    (select coalesce(max(revision), 0) from serving_revision) as revision,
+    (select coalesce(jsonb_agg(to_jsonb(s) order by s.model), '[]') from serving s)::text as servings,
+    (
+        select coalesce(jsonb_agg(to_jsonb(a) - 'retired_at' order by a.created_at, a.version), '[]')
+        from adapters a where retired_at is null
+    )::text as adapters
+
+-- change: count a change of the desired state, which keeps other changes waiting to the end of the transaction
+insert into serving_revision (revision) values (1)
+on conflict (one) do update set revision = serving_revision.revision + 1
+returning revision
+
+-- note: say who changed what
+insert into serving_changes (revision, kind, model, version, before, forced, reason)
+values ($1, $2, $3, $4, $5, $6, $7)
+
+-- notify: tell every process
+select pg_notify('mindfu_serving', $1::text)
+
+-- changes: of a model, the latest first
+select revision, at, kind, model, version, before, forced, reason
+from serving_changes where model = $1 order by revision desc limit $2
+
+-- add: keep an adapter; no row when its name was used already
+insert into adapters (model, version, path, sha256, size, verdict, reasons, details)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
+on conflict do nothing
+returning version
+
+-- adapter: one by its name, retired ones too
+select to_jsonb(a)::text as adapter from adapters a where model = $1 and version = $2
+
+-- judge: keep what the gates said
+update adapters set verdict = $3, reasons = $4 where model = $1 and version = $2 returning version
+
+-- retire: serve an adapter no longer; no row where there is none
+update adapters set retired_at = coalesce(retired_at, now()) where model = $1 and version = $2 returning version
+
+-- serving: what is served of a model
+select model, champion, previous, staged from serving where model = $1
+
+-- stage: have an adapter loaded
+insert into serving (model, staged) values ($1, $2)
+on conflict (model) do update set staged = excluded.staged
+
+-- serve: let an adapter answer
+insert into serving (model, champion, previous) values ($1, $2, $3)
+on conflict (model) do update set champion = excluded.champion, previous = excluded.previous, staged = null
+
+-- report: say that one is alive, and what it holds
+insert into serving_members (id, part, revision, models) values ($1, $2, $3, $4)
+on conflict (id) do update set revision = excluded.revision, models = excluded.models, seen_at = now()
+
+-- leave: say that one ends, and forget those that could not say it
+delete from serving_members where id = $1 or seen_at < now() - interval '1 hour'
+
+-- members: those that are alive
+select part, revision, models::text as models from serving_members
+where seen_at > now() - make_interval(secs => $1) order by part, id
+
+-- try_lock: take the right to promote a model, as long as the connection lasts
+select pg_try_advisory_lock(hashtextextended($1, 7266883108))
+
+-- unlock: give it back
+select pg_advisory_unlock(hashtextextended($1, 7266883108))

@@ -1,0 +1,151 @@
+"""`mindfu adapters`, `mindfu promote` and `mindfu rollback`: on the database, whether or not a server runs."""
+
+import argparse
+import asyncio
+import json
+import shutil
+import sys
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+from app.desired import Desired
+from app.errors import InvalidRequest, MindFuError, NotFound
+from app.postgres import open_pool
+from app.promotion import Promoted, promote, rollback
+from app.registry import Registry, digest, split_name
+from app.settings import Secrets, home
+
+
+def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    """Add the commands to the command line."""
+    adapters = commands.add_parser("adapters", help="list, add and retire adapters")
+    verbs = adapters.add_subparsers(dest="verb", required=True)
+    listing = verbs.add_parser("list", help="all adapters, and which of them answer")
+    listing.set_defaults(action=_list)
+    adding = verbs.add_parser("add", help="make a GGUF LoRA known; it is copied into the home folder")
+    adding.add_argument("name", metavar="MODEL@VERSION")
+    adding.add_argument("file", type=Path)
+    adding.set_defaults(action=_add)
+    retiring = verbs.add_parser("retire", help="serve an adapter no longer; its name stays taken")
+    retiring.add_argument("name", metavar="MODEL@VERSION")
+    retiring.set_defaults(action=_retire)
+    promoting = commands.add_parser("promote", help="let an adapter answer for its model's name")
+    promoting.add_argument("name", metavar="MODEL@VERSION")
+    promoting.add_argument("--force", action="store_true", help="although its gates did not pass it; this is recorded")
+    promoting.set_defaults(action=_promote)
+    back = commands.add_parser("rollback", help="let the adapter before answer again")
+    back.add_argument("name", metavar="MODEL", nargs="?", help="may be left out where one model has adapters")
+    back.set_defaults(action=_rollback)
+    for command in (promoting, back):
+        command.add_argument("--reason", help="for the history")
+    for command in (listing, adding, retiring, promoting, back):
+        command.add_argument("--json", action="store_true", help="print JSON")
+
+
+def _list(options: argparse.Namespace) -> int:
+    async def work(registry: Registry) -> None:
+        desired = await registry.desired()
+        if options.json:
+            print(desired.model_dump_json())
+            return
+        head = ("ADAPTER", "STATE", "GATES", "MB", "CREATED")
+        rows = [head, *_rows(desired)]
+        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
+        for row in rows:
+            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+    return _run(work)
+
+
+def _rows(desired: Desired) -> list[tuple[str, ...]]:
+    rows = []
+    for adapter in desired.adapters:
+        serving = desired.of(adapter.model)
+        states = {serving.staged: "staged", serving.previous: "previous", serving.champion: "champion"}
+        rows.append((
+            adapter.name,
+            states.get(adapter.version, ""),
+            adapter.verdict or "never ran",
+            f"{adapter.size / 1e6:.1f}",
+            f"{adapter.created_at:%Y-%m-%d %H:%M}",
+        ))  # fmt: skip
+    return rows
+
+
+def _add(options: argparse.Namespace) -> int:
+    async def work(registry: Registry) -> None:
+        model, version = split_name(options.name)
+        digest(options.file)  # before it is copied: it may be no GGUF
+        kept = registry.home / "adapters" / model / f"{version}.gguf"
+        if not kept.exists():
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            part = kept.with_suffix(".part")
+            shutil.copyfile(options.file, part)
+            part.replace(kept)
+        elif digest(kept) != digest(options.file):
+            message = f"{kept} is there already with another content. A version is never used twice."
+            raise InvalidRequest(message, "version")
+        adapter = await registry.add(model, version, kept)
+        print(adapter.model_dump_json() if options.json else f"{adapter.name} can be asked for as {model}:{version}.")
+
+    return _run(work)
+
+
+def _retire(options: argparse.Namespace) -> int:
+    async def work(registry: Registry) -> None:
+        model, version = split_name(options.name)
+        await registry.retire(model, version)
+        print(json.dumps({"retired": options.name}) if options.json else f"{options.name} is served no longer.")
+
+    return _run(work)
+
+
+def _promote(options: argparse.Namespace) -> int:
+    async def work(registry: Registry) -> None:
+        model, version = split_name(options.name)
+        _tell(await promote(registry, model, version, force=options.force, reason=options.reason), json_=options.json)
+
+    return _run(work)
+
+
+def _rollback(options: argparse.Namespace) -> int:
+    async def work(registry: Registry) -> None:
+        served = [serving.model for serving in (await registry.desired()).servings]
+        if options.name is None and len(served) > 1:
+            message = f"Name the model: {', '.join(served)} have adapters."
+            raise InvalidRequest(message, "name")
+        if options.name is None and not served:
+            raise NotFound("model", "with a promoted adapter")
+        _tell(await rollback(registry, options.name or served[0], reason=options.reason), json_=options.json)
+
+    return _run(work)
+
+
+def _tell(done: Promoted, *, json_: bool) -> None:
+    if json_:
+        print(done.model_dump_json())
+        return
+    who = f"{done.model}@{done.champion}" if done.champion else f"the bare base of {done.model}"
+    if not done.engines:
+        print(f"{who} will answer for {done.model} as soon as a server runs: none does now.")
+        return
+    print(f"{who} answers for {done.model}: on {done.engines} replica(s), after {done.seconds:.2f} s.")
+
+
+def _run(work: Callable[[Registry], Awaitable[None]]) -> int:
+    """0: done; 1: it could not be, with the reason printed."""
+
+    async def go() -> None:
+        url, folder = Secrets.from_env().postgres_url, home()
+        pool = await open_pool(url.get_secret_value() if url else None, folder)
+        try:
+            await work(Registry(pool, folder))
+        finally:
+            await pool.close()
+
+    try:
+        asyncio.run(go())
+    except MindFuError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
