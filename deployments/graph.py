@@ -24,7 +24,7 @@ def build(settings: Settings) -> Application:
     """Bind the graph. Secrets are read here and in the replicas, and never stand in the YAML."""
     folder, secrets = home(), Secrets.from_env()
     llm = serve.deployment(LlamaCpp).bind(settings.llm, folder, follow=True)
-    embedder = serve.deployment(Embedder).bind(settings.embedding)
+    embedder = serve.deployment(Embedder).bind(settings.embedding, folder)
     vectors = secrets.qdrant_url or serve.deployment(VectorStore).bind(folder)
     retriever = serve.deployment(Retriever).bind(embedder, vectors)
     librarian = serve.deployment(Librarian).bind(retriever, settings.documents, folder)

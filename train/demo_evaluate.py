@@ -23,7 +23,9 @@ from tokenizers import Tokenizer
 
 from app import prompt
 from app.chunking import cut
-from app.embedding import BUNDLED, EmbeddingModel, Purpose
+from app.embedding import EmbeddingModel
+from app.embedding_card import Purpose
+from app.embedding_source import BUNDLED
 from train import chat, gguf_export, tokenizer
 from train.demo_examples import Example, Piece, Writer
 from train.demo_export import SHIPPED, trained
@@ -99,7 +101,7 @@ def questions(writer: Writer, count: int) -> Iterator[tuple[str, Example]]:
 
 def retrieved() -> Iterator[tuple[Example, str]]:
     """(example, what the quote must hold): our own chunks and embeddings of real documents, the best four passages."""
-    embedding = EmbeddingModel(BUNDLED, threads=1)
+    embedding = EmbeddingModel.load(BUNDLED, threads=1)
 
     def vectors(texts: Sequence[str], purpose: Purpose) -> npt.NDArray[np.float32]:
         return np.concatenate(

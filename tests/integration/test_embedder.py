@@ -7,14 +7,18 @@ import shutil
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from app import embedding
-from app.embedding import BUNDLED, EmbeddingModel, bundled
+from app import embedding_source
+from app.embedding import EmbeddingModel, mean
+from app.embedding_openvino import OpenVINONetwork, converted, key
+from app.embedding_source import BUNDLED, bundled
+from app.embedding_torch import TorchNetwork
 from app.errors import InvalidRequest, Misconfigured
 from app.settings import EmbeddingSettings
 from app.vectors import Floats, Space
@@ -33,33 +37,54 @@ TEXTS = (
 
 
 @pytest.fixture(scope="module")
-def embedder() -> Embedder:
-    return Embedder(EmbeddingSettings(batch_size=4, threads=1))
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Keeps OpenVINO's form of the models."""
+    return tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
-def reference(embedder: Embedder) -> Floats:
-    """What sentence-transformers itself makes of TEXTS."""
-    return embedder._model._model.encode(list(TEXTS), normalize_embeddings=True)
+def torch_network() -> TorchNetwork:
+    return TorchNetwork(BUNDLED, bundled(), threads=1)
 
 
-async def test_vectors_are_those_of_sentence_transformers(embedder: Embedder, reference: Floats):
-    """Queries, passages and plain texts alike, within 1e-5; float32, of unit length, in the order asked."""
+@pytest.fixture(scope="module", params=["openvino", "torch"])
+def embedder(request: pytest.FixtureRequest, home: Path) -> Embedder:
+    """Every guarantee holds for both backends."""
+    embedder = Embedder(EmbeddingSettings(batch_size=4, threads=1, backend=request.param), home)
+    assert request.param in embedder._model.backend.lower().replace("pytorch", "torch")
+    return embedder
+
+
+@pytest.fixture(scope="module")
+def library(torch_network: TorchNetwork) -> Any:
+    """sentence-transformers itself."""
+    return torch_network._library
+
+
+@pytest.fixture(scope="module")
+def reference(library: Any) -> Floats:
+    """What it makes of TEXTS."""
+    return library.encode(list(TEXTS), normalize_embeddings=True)
+
+
+async def test_vectors_are_those_of_sentence_transformers(embedder: Embedder, reference: Floats, library: Any):
+    """Queries, passages and plain texts alike: cosine over 0.999; float32, of unit length, in the order asked."""
     vectors, tokens = await embedder.embed(TEXTS)
     passages = await embedder.embed_passages(TEXTS)
     queries = np.stack([await embedder.embed_query(text) for text in TEXTS])
     for found in (vectors, passages, queries):
         assert found.dtype == np.float32
-        np.testing.assert_allclose(found, reference, atol=1e-5)
+        assert same(found, reference)
         np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert tokens == sum(len(embedder._model._model.tokenizer(text)["input_ids"]) for text in TEXTS)
+    library.tokenizer.backend_tokenizer.no_truncation()
+    assert tokens == sum(len(library.tokenizer(text)["input_ids"]) for text in TEXTS)
 
 
 async def test_company_in_a_batch_changes_nothing(embedder: Embedder, reference: Floats):
     """Many callers at once, each text padded by others: every one gets its own vector."""
     found = await asyncio.gather(*(embedder.embed_query(text) for text in TEXTS * 5), embedder.embed_passages(TEXTS))
-    np.testing.assert_allclose(np.stack(found[:-1]), np.tile(reference, (5, 1)), atol=1e-5)
-    np.testing.assert_allclose(found[-1], reference, atol=1e-5)
+    assert same(np.stack(found[:-1]), np.tile(reference, (5, 1)))
+    assert same(found[-1], reference)
 
 
 async def test_queries_share_a_pass(embedder: Embedder, monkeypatch: pytest.MonkeyPatch):
@@ -69,27 +94,15 @@ async def test_queries_share_a_pass(embedder: Embedder, monkeypatch: pytest.Monk
     assert [len(batch) for batch in passes.seen] == [4, 4]
 
 
-async def test_a_query_overtakes_waiting_passages(embedder: Embedder, monkeypatch: pytest.MonkeyPatch):
-    """A query that comes during bulk work is in the next pass, alone."""
-    passes = Passes(embedder, monkeypatch)
-    bulk = asyncio.create_task(embedder.embed_passages(["some passage of a long document"] * 40))
+async def test_a_query_does_not_wait_for_passages(embedder: Embedder, monkeypatch: pytest.MonkeyPatch):
+    """A query that comes in the middle of a pass of passages is answered before that pass ends."""
+    passes = Passes(embedder, monkeypatch, hold=lambda batch: len(batch[0]) > 3)
+    bulk = asyncio.create_task(embedder.embed_passages(["some passage of a long document"] * 8))
     await passes.begun.wait()
     await embedder.embed_query("q")
-    assert not bulk.done()
-    assert [len(batch[0]) for batch in passes.seen[:3]].index(3) >= 1  # [CLS] q [SEP], behind the one that ran
-    await bulk
-
-
-async def test_passages_are_not_starved_by_queries(embedder: Embedder):
-    """While queries never stop coming, bulk work still ends."""
-    bulk = asyncio.create_task(embedder.embed_passages(["some passage"] * 8))
-
-    async def ask() -> None:
-        while not bulk.done():
-            await embedder.embed_query("q")
-
-    async with asyncio.timeout(30):
-        await asyncio.gather(*(ask() for _ in range(4)), bulk)
+    assert [len(batch[0]) for batch in passes.seen] == [8, 3]  # [CLS] q [SEP]
+    passes.go_on.set()
+    assert len(await bulk) == 8
 
 
 async def test_a_caller_that_leaves_costs_no_pass(embedder: Embedder, monkeypatch: pytest.MonkeyPatch):
@@ -98,20 +111,18 @@ async def test_a_caller_that_leaves_costs_no_pass(embedder: Embedder, monkeypatc
     bulk = asyncio.create_task(embedder.embed_passages(["some passage of a long document"] * 100))
     await passes.begun.wait()
     bulk.cancel()
-    await embedder.embed_query("q")
-    assert len(passes.seen) <= 3  # the one that ran, the query's, and at most one between them
+    await embedder.embed_passages(["a passage of somebody else"])
+    assert len(passes.seen) <= 3  # the one that ran, that of the other, and at most one between them
 
 
-async def test_the_loop_turns_while_the_model_works(embedder: Embedder):
+async def test_the_loop_turns_while_the_model_works(embedder: Embedder, monkeypatch: pytest.MonkeyPatch):
     """Health checks are answered during a forward pass."""
-    bulk = asyncio.create_task(embedder.embed_passages(["word " * 200] * 8))
-    longest, last = 0.0, time.perf_counter()
-    while not bulk.done():
-        await asyncio.sleep(0.005)
-        await embedder.check_health()
-        now = time.perf_counter()
-        longest, last = max(longest, now - last), now
-    assert longest < 0.25  # one pass of these takes longer than that
+    passes = Passes(embedder, monkeypatch, hold=lambda _: True)
+    bulk = asyncio.create_task(embedder.embed_passages(["some passage"]))
+    await passes.begun.wait()
+    await embedder.check_health()
+    passes.go_on.set()
+    await bulk
 
 
 async def test_a_long_passage_is_the_mean_of_its_windows(embedder: Embedder):
@@ -123,7 +134,8 @@ async def test_a_long_passage_is_the_mean_of_its_windows(embedder: Embedder):
     model = embedder._model
     windows = model.windows(model.tokens(head, "document"))
     assert [len(window) for window in windows] == [202, 202, 202]  # 600 = 3 × 200, each with [CLS] and [SEP]
-    np.testing.assert_allclose(without, embedding.mean(model.forward(windows)), atol=1e-5)
+    np.testing.assert_allclose(without, mean(model.forward(windows)), atol=1e-5)
+    np.testing.assert_allclose(model.embed_passages([head]), [without], atol=1e-5)
 
 
 async def test_an_api_text_beyond_the_model_is_refused_with_both_numbers(embedder: Embedder):
@@ -134,9 +146,17 @@ async def test_an_api_text_beyond_the_model_is_refused_with_both_numbers(embedde
     assert (vectors.shape, tokens) == ((1, 384), 256)
 
 
+async def test_bulk_work_in_one_thread_makes_the_same_vectors(embedder: Embedder):
+    """In the order asked, whatever the lengths, and with texts that are empty."""
+    texts = [*TEXTS, "", *reversed(TEXTS), "word " * 300]
+    assert same(embedder._model.embed_passages(texts), await embedder.embed_passages(texts))
+    assert same(embedder._model.embed_passages(TEXTS), (await embedder.embed(TEXTS))[0])
+
+
 async def test_no_texts_make_no_vectors(embedder: Embedder):
     """The shape stays right."""
     assert (await embedder.embed_passages([])).shape == (0, 384)
+    assert embedder._model.embed_passages([]).shape == (0, 384)
     assert (await embedder.embed(()))[1] == 0
 
 
@@ -173,13 +193,47 @@ def test_a_model_that_is_not_there_is_named(name: str, monkeypatch: pytest.Monke
     """Start-up says which setting is wrong. Offline, so that nobody is asked for the name."""
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     with pytest.raises(Misconfigured, match=rf"embedding\.model: '{name}' could not be loaded"):
-        EmbeddingModel(name, threads=1)
+        EmbeddingModel.load(name, threads=1)
 
 
-def test_a_model_by_path_is_loaded(embedder: Embedder):
-    """Any sentence-transformers folder will do; its vectors are held against the library's at load."""
-    model = EmbeddingModel(str(bundled()), threads=1)
-    assert model.space.dimension == 384
+def test_without_a_folder_for_its_form_openvino_gives_way_and_the_log_says_why(caplog: pytest.LogCaptureFixture):
+    """`auto` never fails for want of the faster backend. Here by path, as any sentence-transformers folder will do."""
+    model = EmbeddingModel.load(str(bundled()), threads=1)
+    assert (model.space.dimension, model.backend) == (384, "PyTorch, cpu, float32")
+    assert "not on OpenVINO: there is no folder to keep its form of the model in" in caplog.text
+
+
+def test_a_model_that_openvino_cannot_compute_runs_on_pytorch(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Unless OpenVINO was asked for by name, which is then refused with the reason."""
+    monkeypatch.setattr("app.embedding_openvino.converted", _fails)
+    assert "PyTorch" in EmbeddingModel.load(BUNDLED, threads=1, cache=home / "embedding").backend
+    assert "not on OpenVINO: it failed: RuntimeError: no such operator" in caplog.text
+    with pytest.raises(Misconfigured, match=r"embedding\.backend: OpenVINO cannot compute .* no such operator"):
+        EmbeddingModel.load(BUNDLED, threads=1, backend="openvino", cache=home / "embedding")
+
+
+def _fails(*_: object) -> Path:
+    raise RuntimeError("no such operator")
+
+
+def test_a_backend_that_computes_something_else_is_not_used(
+    home: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """Every load holds the vectors against those of sentence-transformers."""
+    forward = OpenVINONetwork.forward
+    monkeypatch.setattr(OpenVINONetwork, "forward", lambda *given: np.roll(forward(*given), 1, axis=1))
+    assert "PyTorch" in EmbeddingModel.load(BUNDLED, threads=1, cache=home / "embedding").backend
+    assert "OpenVINO, cpu, f32 does not compute all-MiniLM-L6-v2 as sentence-transformers does" in caplog.text
+
+
+def test_other_files_of_a_model_are_another_key(home: Path, tmp_path: Path):
+    """The form of a model that was replaced in its folder is not served on, and half a form is never seen."""
+    made = converted(BUNDLED, bundled(), home / "embedding")
+    assert list((home / "embedding").iterdir()) == [made]
+    changed = variant(tmp_path / "model", "config_sentence_transformers.json", prompts={"query": "ask: "})
+    assert key(BUNDLED, bundled()) == made.name != key(BUNDLED, changed)
 
 
 def variant(folder: Path, file: str, **changes: object) -> Path:
@@ -194,9 +248,8 @@ def variant(folder: Path, file: str, **changes: object) -> Path:
 def test_the_prompts_of_a_model_stand_before_its_texts(tmp_path: Path):
     """A model that was trained with "query: " and "passage: " gets them, and plain texts get none."""
     prompts = {"query": "query: ", "document": "passage: "}
-    model = EmbeddingModel(
-        str(variant(tmp_path / "model", "config_sentence_transformers.json", prompts=prompts)), threads=1
-    )
+    folder = variant(tmp_path / "model", "config_sentence_transformers.json", prompts=prompts)
+    model = EmbeddingModel.load(str(folder), threads=1)
     assert model.tokens("x", "query") == model.tokens("query: x", "plain")
     assert model.tokens("x", "document") == model.tokens("passage: x", "plain")
 
@@ -208,7 +261,7 @@ def test_a_model_that_needs_more_than_token_ids_is_refused(tmp_path: Path):
     (folder / "1_Pooling" / "config.json").unlink()
     (folder / "1_Pooling" / "config.json").write_text(json.dumps(pooling))
     with pytest.raises(Misconfigured, match="its vectors of a query need more than token ids"):
-        EmbeddingModel(str(folder), threads=1)
+        EmbeddingModel.load(str(folder), threads=1)
 
 
 def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -218,33 +271,55 @@ def test_changed_weights_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyP
     (package / "__init__.py").touch()
     (package / "model" / "model.safetensors").write_bytes(b"weights of somebody else")
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setattr(embedding, "BUNDLED_PACKAGE", "forged_minilm")
+    monkeypatch.setattr(embedding_source, "BUNDLED_PACKAGE", "forged_minilm")
     with pytest.raises(Misconfigured, match="published is 53aa5117"):
         bundled()
 
 
-def test_serving_imports_no_training_stack():
-    """Nor does importing the deployment load the model's libraries: the process that builds the graph stays light."""
+def test_serving_needs_none_of_the_large_libraries(home: Path):
+    """A model is converted once; what starts then is light, and reports nothing to anybody. Nor does importing the
+    deployment load anything: the process that builds the graph stays light.
+    """
+    converted(BUNDLED, bundled(), home / "embedding")
     code = (
-        "import sys, deployments.embedder as e; from app.settings import EmbeddingSettings as S\n"
-        "print(sorted({'torch', 'sentence_transformers'} & set(sys.modules)))\n"
-        "e.Embedder(S())\n"
-        "print(sorted({'trl', 'peft', 'datasets', 'accelerate', 'mlflow', 'ray', 'pandas'} & set(sys.modules)))"
+        "import sys, deployments.embedder as e; from app.settings import EmbeddingSettings as S; from pathlib import Path\n"
+        "print(sorted({'openvino', 'torch', 'sentence_transformers'} & set(sys.modules)))\n"
+        f"print(e.Embedder(S(), Path({str(home)!r}))._model.backend)\n"
+        "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'mlflow', 'ray', 'pandas'} & set(sys.modules)))\n"
+        "print(sys.modules['openvino_telemetry'])"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert run.stdout.splitlines() == ["[]", "[]"]
+    empty, backend, loaded, telemetry = run.stdout.splitlines()
+    assert (empty, loaded, telemetry) == ("[]", "[]", "None")
+    assert backend.startswith("OpenVINO, cpu, ")
+
+
+def same(found: Floats, expected: Floats) -> bool:
+    """Whether they point the same way: cosines over 0.999."""
+    assert found.shape == expected.shape
+    return bool((found * expected).sum(axis=1).min() > 0.999)
 
 
 class Passes:
-    """The forward passes from now on. seen: their batches. begun: set with the first."""
+    """The forward passes from now on. seen: their batches. begun: set with the first. Those that `hold` picks wait in
+    their thread for `go_on`.
+    """
 
-    def __init__(self, embedder: Embedder, monkeypatch: pytest.MonkeyPatch) -> None:
+    def __init__(
+        self,
+        embedder: Embedder,
+        monkeypatch: pytest.MonkeyPatch,
+        hold: Callable[[list[list[int]]], bool] = lambda _: False,
+    ) -> None:
         self.seen: list[list[list[int]]] = []
-        self.begun = asyncio.Event()
+        self.begun, self.go_on = asyncio.Event(), threading.Event()
+        self._hold = hold
         self._loop, self._forward = asyncio.get_running_loop(), embedder._model.forward
         monkeypatch.setattr(embedder._model, "forward", self._note)
 
     def _note(self, windows: list[list[int]]) -> Floats:
         self.seen.append(windows)
         self._loop.call_soon_threadsafe(self.begun.set)
+        if self._hold(windows):
+            self.go_on.wait(20)
         return self._forward(windows)
