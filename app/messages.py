@@ -225,6 +225,7 @@ class Search(Strict):
     """Find passages. min_score: cosine similarity, below which a passage is dropped.
 
     only: the documents that may be found, None for all of the tenant's; without: documents that may not.
+    neighbours: how many chunks before and behind each passage are shown with it.
     """
 
     query: str
@@ -234,6 +235,7 @@ class Search(Strict):
     min_score: float = Field(0.3, ge=-1.0, le=1.0)
     only: tuple[str, ...] | None = None
     without: tuple[str, ...] = ()
+    neighbours: int = Field(0, ge=0, le=5)
 
 
 class RagOptions(Strict):

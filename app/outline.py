@@ -55,6 +55,13 @@ def paths(text: str, sections: Sequence[Span], starts: Iterable[int]) -> Iterato
         yield ARROW.join(_title(text, start) for start, _ in open_sections)[:PATH_CHARS]
 
 
+def headed(title: str, heading: str) -> str:
+    """A document's title with the headings of one of its chunks. The first of them often repeats the title."""
+    if not title or heading == title or heading.startswith(title + ARROW):
+        return heading or title
+    return f"{title}{ARROW}{heading}" if heading else title
+
+
 def _prose(text: str) -> Iterator[tuple[int, str, str]]:
     """Start of each line that stands in no fenced code, the line, and the one behind it."""
     lines = text.split("\n")

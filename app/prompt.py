@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Literal
 
 from app.messages import Message, Passage
+from app.outline import headed
 
 Placement = Literal["last_user", "system"]
 
@@ -41,7 +42,8 @@ def within_budget(passages: Sequence[Passage], tokens: Sequence[int], budget: in
 
 def source_text(number: int, passage: Passage) -> str:
     """One passage as the model sees it."""
-    return f"[{number}] {defused(' '.join(passage.title.split()))}\n{defused(passage.text.strip())}"
+    title = " ".join(headed(passage.title, passage.heading).split())
+    return f"[{number}] {defused(title)}\n{defused(passage.text.strip())}"
 
 
 def defused(text: str) -> str:

@@ -111,6 +111,9 @@ class RagSettings(Strict):
     token_budget: int = Field(1024, ge=64)  # of the retrieved block, at most half of what the window has free
     placement: Placement = "last_user"
 
+    neighbours: int = Field(0, ge=0, le=5)  # chunks shown around each passage; more passages do more (retrieval.md)
+    rerank: str | None = None  # a cross-encoder of sentence-transformers, by name or path; None: fused scores rank
+    rerank_candidates: int = Field(30, ge=1, le=100)  # passages that it reads for each question
 
 class DocumentSettings(Strict):
     """Reading and cutting documents. Reading runs in a child process under these limits."""

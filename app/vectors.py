@@ -12,7 +12,7 @@ every call carries the tenant, and every filter starts with it.
 
 import json
 import re
-from collections.abc import Hashable, Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeVar
 from uuid import UUID, uuid5
@@ -24,6 +24,8 @@ from pydantic import Field
 from app.errors import InvalidRequest
 from app.lexical import Language, Words, chunk_words, coverage, near_duplicates, query_words
 from app.messages import Chunk, Index, Passage, Strict
+from app.neighbours import Place
+from app.outline import headed
 
 Floats = NDArray[np.float32]
 PointId = int | str | UUID
@@ -124,6 +126,9 @@ class Vectors(Protocol):
     ) -> Page:
         """Walk over the tenant's chunks, or one document's, in an order that is stable but means nothing."""
 
+    async def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
+        """The tenant's chunks at these places; those that are not there are left out."""
+
     async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         """How many chunks the tenant, or one of its documents, has here. An unknown collection has 0."""
 
@@ -170,9 +175,14 @@ def unknown(collection: str) -> InvalidRequest:
     return InvalidRequest(f"There is no collection '{collection}'. Create it first.", "collection")
 
 
-def point_id(index: Index, number: int) -> UUID:
-    """The same chunk always gets the same id, so that writing twice is writing once."""
-    return uuid5(POINTS, json.dumps([index.tenant, index.collection, index.document_id, number]))
+def point_id(tenant: str, place: Place) -> UUID:
+    """The same chunk always gets the same id, so that writing twice is writing once; another tenant's has another."""
+    return uuid5(POINTS, json.dumps([tenant, *place]))
+
+
+def places_of(index: Index) -> tuple[Place, ...]:
+    """Where the chunks of a document are kept."""
+    return tuple(Place(index.collection, index.document_id, chunk.number) for chunk in index.chunks)
 
 
 def payload(index: Index, chunk: Chunk) -> dict[str, Any]:
@@ -186,6 +196,7 @@ def payload(index: Index, chunk: Chunk) -> dict[str, Any]:
         "page": chunk.page,
         "start": chunk.start,
         "end": chunk.end,
+        "heading": chunk.heading,
     }
 
 
@@ -197,13 +208,14 @@ def passage(collection: str, kept: dict[str, Any], score: float) -> Passage:
 
 def stored(kept: dict[str, Any]) -> Stored:
     """The chunk that a payload describes."""
-    chunk = Chunk(number=kept["chunk"], **{name: kept[name] for name in ("text", "start", "end", "page")})
+    fields = {name: kept[name] for name in ("text", "start", "end", "page")}
+    chunk = Chunk(number=kept["chunk"], heading=kept.get("heading", ""), **fields)  # older ones have none
     return Stored(document_id=kept["document_id"], title=kept["title"], chunk=chunk)
 
 
 def words_of(index: Index, chunk: Chunk, language: Language) -> Words:
-    """The words of a chunk and of its document's title."""
-    return chunk_words(f"{index.title}\n{chunk.text}", language)
+    """The words of a chunk, of the headings above it and of its document's title."""
+    return chunk_words(f"{headed(index.title, chunk.heading)}\n{chunk.text}", language)
 
 
 def fused(scores: Mapping[K, Scores]) -> dict[K, float]:

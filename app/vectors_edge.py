@@ -19,12 +19,12 @@ import os
 import shutil
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, TYPE_CHECKING, Literal
-from uuid import uuid4
+from uuid import UUID, uuid4
 
 from pydantic import ValidationError
 from qdrant_edge import (
@@ -56,7 +56,8 @@ from qdrant_edge import Query as EdgeQuery
 
 from app.errors import MindFuError, Misconfigured, Unavailable
 from app.lexical import Words
-from app.messages import Index, Passage, Strict
+from app.messages import Chunk, Index, Passage, Strict
+from app.neighbours import Place
 from app.vectors import (
     CANDIDATES,
     HNSW_EF,
@@ -74,6 +75,7 @@ from app.vectors import (
     check_vectors,
     passage,
     payload,
+    places_of,
     point_id,
     shortlist,
     stored,
@@ -146,11 +148,11 @@ class EdgeVectors:
         with _translated():
             points = [
                 Point(
-                    id=point_id(index, chunk.number),
+                    id=point_id(index.tenant, place),
                     vector=_named(vector, words_of(index, chunk, language)),
                     payload=payload(index, chunk),
                 )
-                for chunk, vector in zip(index.chunks, vectors, strict=True)
+                for place, chunk, vector in zip(places_of(index), index.chunks, vectors, strict=True)
             ]
             found.update(UpdateOperation.upsert_points(points))
 
@@ -188,6 +190,16 @@ class EdgeVectors:
         return Page(
             tuple(stored(record.payload or {}) for record in records), None if following is None else str(following)
         )
+
+    def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
+        kept: dict[Place, Chunk] = {}
+        for name in {place.collection for place in places}:
+            if found := self._find(name):
+                ids: dict[PointId, Place] = {point_id(tenant, at): at for at in places if at.collection == name}
+                with _translated():
+                    records = found.shard.retrieve(list(ids), with_payload=True, with_vector=False)
+                kept |= {ids[UUID(str(record.id))]: stored(record.payload or {}).chunk for record in records}
+        return kept
 
     def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         found = self._find(collection)

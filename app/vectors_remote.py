@@ -5,7 +5,7 @@ itself, so several retrievers share one server.
 """
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from typing import Any
@@ -15,7 +15,8 @@ from qdrant_client.http.exceptions import ApiException, UnexpectedResponse
 
 from app.errors import InvalidRequest, MindFuError, Unavailable
 from app.lexical import Words
-from app.messages import Index, Passage
+from app.messages import Chunk, Index, Passage
+from app.neighbours import Place
 from app.vectors import (
     CANDIDATES,
     HNSW_EF,
@@ -32,6 +33,7 @@ from app.vectors import (
     check_vectors,
     passage,
     payload,
+    places_of,
     point_id,
     shortlist,
     stored,
@@ -76,11 +78,11 @@ class RemoteVectors:
         check_vectors(index, vectors, found)
         points = [
             models.PointStruct(
-                id=str(point_id(index, chunk.number)),
+                id=str(point_id(index.tenant, place)),
                 vector={"": vector.tolist(), WORDS: _sparse(words_of(index, chunk, found.language))},
                 payload=payload(index, chunk),
             )
-            for chunk, vector in zip(index.chunks, vectors, strict=True)
+            for place, chunk, vector in zip(places_of(index), index.chunks, vectors, strict=True)
         ]
         if points:
             with self._translated(index.collection):
@@ -132,6 +134,15 @@ class RemoteVectors:
         chunks = tuple(stored(record.payload or {}) for record in records)
         return Page(chunks, None if following is None else str(following))
 
+    async def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
+        kept: dict[Place, Chunk] = {}
+        for name in {place.collection for place in places}:
+            if await self._find(name):
+                ids = {str(point_id(tenant, place)): place for place in places if place.collection == name}
+                found = await self._read(name, list(ids))
+                kept |= {ids[str(key)]: stored(record).chunk for key, record in found.items()}
+        return kept
+
     async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         if await self._find(collection) is None:
             return 0
@@ -172,7 +183,7 @@ class RemoteVectors:
         return {hit.id: Scores(hit.score, by_words.get(hit.id, 0.0)) for hit in cosines.points}
 
     async def _read(
-        self, name: str, keys: list[models.ExtendedPointId]
+        self, name: str, keys: Sequence[models.ExtendedPointId]
     ) -> dict[models.ExtendedPointId, dict[str, Any]]:
         """Payloads by point."""
         if not keys:

@@ -179,6 +179,7 @@ class Answering:
             collections=(*collections, COLLECTION) if memory else collections,
             top_k=wanted.top_k or self.rag.top_k,
             min_score=self.rag.min_score if wanted.min_score is None else wanted.min_score,
+            neighbours=self.rag.neighbours,
         )
 
     async def _retrieve(self, search: Search | None, held: str | None = None) -> tuple[Passage, ...]:

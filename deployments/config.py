@@ -15,7 +15,7 @@ from app.errors import Misconfigured
 from app.keys import pepper
 from app.settings import IMPORT_PATH, Secrets, Settings
 
-DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Librarian", "VectorStore")
+DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore")
 
 
 def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
@@ -73,6 +73,8 @@ def _application_problems(application: Mapping[str, Any], where: str) -> Iterato
         name = deployment.get("name")
         if name not in DEPLOYMENTS:
             yield f"{where}.deployments: no part is called '{name}'; there are {', '.join(DEPLOYMENTS)}"
+        if name == "Reranker" and not ((application.get("args") or {}).get("rag") or {}).get("rerank"):
+            yield f"{where}.deployments.Reranker: it is there only where args.rag.rerank names a model"
         if name == "VectorStore" and deployment.get("num_replicas", 1) != 1:
             yield f"{where}.deployments.VectorStore.num_replicas: must be 1, it owns a folder"
 

@@ -3,7 +3,8 @@
     clients ── Gateway ──┬── LlamaCpp
                          ├── Retriever ──┬── Embedder
                          ├── Librarian ──┘ (through Retriever)
-                         └── Embedder    └── VectorStore, or a Qdrant server by URL
+                         └── Embedder    ├── VectorStore, or a Qdrant server by URL
+                                         └── Reranker, where rag.rerank names one
 
 Behaviour comes from `args:`, placement (replicas, CPUs, GPUs, queue bounds) from `deployments:` of the YAML.
 """
@@ -16,6 +17,7 @@ from deployments.embedder import Embedder
 from deployments.gateway import Gateway
 from deployments.librarian import Librarian
 from deployments.llama_cpp import LlamaCpp
+from deployments.reranker import Reranker
 from deployments.retriever import Retriever
 from deployments.vector_store import VectorStore
 
@@ -26,7 +28,14 @@ def build(settings: Settings) -> Application:
     llm = serve.deployment(LlamaCpp).bind(settings.llm, folder, follow=True)
     embedder = serve.deployment(Embedder).bind(settings.embedding, folder)
     vectors = secrets.qdrant_url or serve.deployment(VectorStore).bind(folder)
-    retriever = serve.deployment(Retriever).bind(embedder, vectors)
+    reranker = _reranker(settings.rag.rerank) if settings.rag.rerank else None
+    retriever = serve.deployment(Retriever).bind(embedder, vectors, reranker, settings.rag.rerank_candidates)
     librarian = serve.deployment(Librarian).bind(retriever, settings.documents, folder)
     gateway = serve.deployment(serve.ingress()(Gateway))
     return gateway.bind(llm, embedder, retriever, librarian, settings, folder)
+
+
+def _reranker(model: str) -> Application:
+    """Reserves no CPU, because the YAML that has no block for it may have given all of them away."""
+    placed = serve.deployment(Reranker).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64)
+    return placed.bind(model)

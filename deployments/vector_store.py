@@ -8,13 +8,14 @@ collections that have grown slow are indexed in a child process, on a copy that 
 import asyncio
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import ParamSpec, TypeVar
 
 from app.errors import MindFuError, Unavailable
-from app.messages import Index, Passage
+from app.messages import Chunk, Index, Passage
+from app.neighbours import Place
 from app.vectors import Floats, Page, Query, Space
 from app.vectors_edge import OPTIMIZE_FROM, EdgeVectors
 
@@ -58,6 +59,9 @@ class VectorStore:
         limit: int = 256,
     ) -> Page:
         return await self._run(self._edge.scroll, collection, tenant, document_id, after, limit)
+
+    async def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
+        return await self._run(self._edge.read, tenant, places)
 
     async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         return await self._run(self._edge.count, collection, tenant, document_id)

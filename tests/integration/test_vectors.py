@@ -15,6 +15,7 @@ import pytest
 
 from app.errors import InvalidRequest, Misconfigured, Unavailable
 from app.messages import Chunk, Index
+from app.neighbours import Place
 from app.vectors import Floats, Query, Space, Vectors
 from app.vectors_edge import EdgeVectors
 from app.vectors_remote import RemoteVectors
@@ -60,12 +61,14 @@ async def keep(store: Vectors, index: Index, *vectors: Floats) -> None:
 
 
 async def test_a_chunk_is_found_with_all_that_was_stored(store: Vectors):
-    """A passage carries its document, title, text, page and offsets."""
-    await keep(store, document("maps", "east of here", "north of here"), EAST, NORTH)
+    """A passage carries its document, title, heading, text, page and offsets."""
+    index = document("maps", "east of here", "north of here")
+    headed = tuple(chunk.model_copy(update={"heading": f"Part {chunk.number}"}) for chunk in index.chunks)
+    await keep(store, index.model_copy(update={"chunks": headed}), EAST, NORTH)
     (found,) = await store.search(near(NORTH))
     assert found.model_dump(exclude={"score"}) == {
         "document_id": "maps", "collection": "docs", "title": "On maps", "chunk": 1,
-        "text": "north of here", "page": 2, "start": 10, "end": 19, "conversation_id": None,
+        "text": "north of here", "page": 2, "start": 10, "end": 19, "heading": "Part 1", "conversation_id": None,
     }  # fmt: skip
     assert found.score == pytest.approx(1.0, abs=1e-6)
 
@@ -106,6 +109,39 @@ async def test_a_query_may_be_kept_to_some_documents_and_from_others(store: Vect
     assert await found(without=("b",)) == ["a", "c"]
     assert await found(only=("a", "b"), without=("b", "c")) == ["a"]
     assert await found(only=()) == []
+
+
+async def test_a_chunk_is_read_by_its_place(store: Vectors):
+    """Whole, from several collections at once; what is not there is left out."""
+    maps, plans = document("maps", "zero", "one"), document("plans", "other", collection="more")
+    await keep(store, maps, EAST, NORTH)
+    await keep(store, plans, UP)
+    places = [Place("docs", "maps", 1), Place("more", "plans", 0)]
+    missing = [Place("docs", "maps", 2), Place("docs", "lost", 0), Place("nobody-made-this", "maps", 0)]
+    found = await store.read("default", [*places, *missing])
+    assert found == {places[0]: maps.chunks[1], places[1]: plans.chunks[0]}
+    assert await store.read("default", []) == {}
+
+
+@pytest.mark.parametrize("attacker", ["them", "us' OR '1'='1", "*", "", "us\x00", "US", "us,them", "u" * 300])
+async def test_no_verb_reaches_into_another_tenants_documents(attacker: str, store: Vectors):
+    """With every id known: searching by vector, by words and by document, scrolling, reading, counting, overwriting and
+    deleting as somebody else finds and changes nothing.
+    """
+    ours, place = document("plan", "the merger is secret", "and more", tenant="us"), Place("docs", "plan", 0)
+    await keep(store, ours, EAST, NORTH)
+    await keep(store, document("plan", "harmless", tenant=attacker), UP)
+    by_vector, by_words = near(EAST, tenant=attacker, min_score=-1.0), near(UP, tenant=attacker, text="secret merger")
+    for query in (by_vector, by_words, replace(by_vector, only=("plan",), top_k=100)):
+        assert {hit.text for hit in await store.search(query)} == {"harmless"}
+    assert [kept.chunk.text for kept in (await store.scroll("docs", attacker, "plan")).chunks] == ["harmless"]
+    read = await store.read(attacker, [place, place._replace(chunk=1)])
+    assert [chunk.text for chunk in read.values()] == ["harmless"]
+    assert await store.count("docs", attacker) == 1
+    await store.delete("docs", attacker, "plan")
+    assert await store.read("us", [place]) == {place: ours.chunks[0]}
+    mine = await store.search(near(EAST, tenant="us", min_score=-1.0))
+    assert {hit.text for hit in mine} == {"the merger is secret", "and more"}
 
 
 async def test_what_is_said_counts_beside_what_is_meant(store: Vectors):
@@ -240,6 +276,15 @@ async def test_hostile_text_is_kept_as_it_is(store: Vectors):
 
 
 # What only the embedded store promises
+
+
+def test_tenant_and_document_are_indexed(tmp_path: Path):
+    """The filter that every call starts with is looked up, and not compared chunk by chunk."""
+    store = EdgeVectors(tmp_path)
+    store.create("docs", SPACE)
+    store.upsert(document("a", "x"), np.stack([EAST]))
+    assert set(store._open["docs"].shard.info().payload_schema) == {"tenant", "document_id"}
+    store.close()
 
 
 async def test_a_reopened_store_holds_what_it_held(tmp_path: Path):

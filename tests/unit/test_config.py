@@ -39,6 +39,8 @@ def test_the_shipped_configuration_is_clean(tmp_path: Path):
         ("    deployments: [{name: Gatewy}]", "no part is called 'Gatewy'"),
         ("    deployments: [{name: Gateway, num_replica: 2}]", "did you mean 'num_replicas'"),
         ("    deployments: [{name: VectorStore, num_replicas: 2}]", "must be 1"),
+        ("    deployments: [{name: Reranker}]", "only where args.rag.rerank names a model"),
+        ("    args: {documents: {chunking: fixed}}", "args.documents.chunking"),
         ("1: HeadOnly", "1: unknown key"),
         ("proxy_locaton: HeadOnly", "did you mean 'proxy_location'"),
     ],

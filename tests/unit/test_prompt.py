@@ -25,6 +25,12 @@ def test_passages_stand_numbered_behind_the_question():
     )
 
 
+def test_a_passage_says_under_which_headings_it_stands():
+    """Behind the document's title, so that the model knows what a table or a step belongs to."""
+    found = passage("Ten days.").model_copy(update={"heading": "Leave › Parents"})
+    assert source_text(1, found) == "[1] handbook.pdf › Leave › Parents\nTen days."
+
+
 def test_placement_system_leaves_the_question_alone():
     """With placement `system` the block goes behind the system prompt, which is made where there is none."""
     system, user = augment(QUESTION, [passage("Ten days.")], "system")

@@ -1,10 +1,13 @@
 """The retriever joins an embedder and a vector store; here both are as simple as can be."""
 
+from collections.abc import Sequence
+
 import numpy as np
 import pytest
 
 from app.errors import InvalidRequest
 from app.messages import Chunk, Index, Passage, Search
+from app.neighbours import Place
 from app.vectors import Floats, Query, Space
 from deployments.retriever import QUERY_CHARS, Retriever, ends, passage_texts
 
@@ -93,6 +96,67 @@ async def test_a_search_asks_for_what_the_caller_may_see():
     assert diary.entries == [("search", ("b", "a"), "us", 7, 0.1)]
 
 
+def hit(number: int, score: float) -> Passage:
+    return Passage(
+        document_id="d", collection="docs", title="T", heading="T › H", chunk=number, text=f"text {number}",
+        score=score, start=10 * number, end=10 * number + 6,
+    )  # fmt: skip
+
+
+class Shelf(Diary):
+    """Finds chunks 3, 1 and 0 of a document of five, in this order."""
+
+    async def search(self, query: Query) -> tuple[Passage, ...]:
+        await super().search(query)
+        return (hit(3, 0.9), hit(1, 0.8), hit(0, 0.7))[: query.top_k]
+
+    async def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
+        self.entries.append(("read", tenant, [place.chunk for place in places]))
+        return {
+            place: Chunk(
+                number=place.chunk, text=f"text {place.chunk}", start=10 * place.chunk, end=10 * place.chunk + 6
+            )
+            for place in places
+            if place.chunk < 5
+        }
+
+
+class Lover:
+    """A reranker that likes one text; remembers what it was asked."""
+
+    def __init__(self, liked: str) -> None:
+        self.liked, self.asked = liked, list[object]()
+
+    async def scores(self, question: str, texts: Sequence[str]) -> list[float]:
+        self.asked += [question, *texts]
+        return [0.99 if self.liked in text else 0.25 for text in texts]
+
+
+async def test_a_reranker_orders_the_candidates_and_gives_the_scores():
+    """It reads more than are wanted, each below its title and headings; the order of equals is the one before."""
+    lover, diary = Lover("text 0"), Shelf()
+    found = await Retriever(Letters(), diary, lover, 30).search(Search(query="q", top_k=2))
+    assert [(passage.chunk, passage.score) for passage in found] == [(0, 0.99), (3, 0.25)]
+    assert lover.asked == ["q", "T › H\ntext 3", "T › H\ntext 1", "T › H\ntext 0"]
+    assert diary.entries[0][3] == 30
+
+
+async def test_without_a_reranker_no_more_is_fetched_than_wanted():
+    """And nothing is read a second time."""
+    diary = Shelf()
+    assert [passage.chunk for passage in await Retriever(Letters(), diary).search(Search(query="q", top_k=2))] == [3, 1]
+    assert [entry[0] for entry in diary.entries] == ["search"]
+
+
+async def test_neighbours_are_read_for_those_that_are_shown():
+    """After reranking, with the caller's tenant; passages that meet become one."""
+    diary = Shelf()
+    search = Search(query="q", tenant="us", top_k=3, neighbours=1)
+    found = await Retriever(Letters(), diary).search(search)
+    assert [passage.text for passage in found] == ["text 2\n\ntext 3\n\ntext 4", "text 0\n\ntext 1"]
+    assert diary.entries[1] == ("read", "us", [2, 3, 4, 0, 1])
+
+
 async def test_a_blank_query_finds_nothing_and_costs_nothing():
     """There is nothing to compare."""
     letters, diary = Letters(), Diary()
@@ -122,8 +186,16 @@ async def test_bad_collection_names_are_refused_before_any_work():
     assert (letters.asked, diary.entries) == ([], [])
 
 
-def test_the_title_stands_before_every_chunk():
-    """Where there is one, and no more than a title's worth of it."""
+def test_the_title_and_the_headings_stand_before_every_chunk():
+    """Where there is one, and no more than a title's worth of it; the first heading is often the title again."""
+    (chunk,) = document(1).chunks
+    for heading, embedded in (
+        ("Install", "Title › Install"),
+        ("Title › Install", "Title › Install"),
+        ("Title", "Title"),
+    ):
+        index = document(1).model_copy(update={"chunks": (chunk.model_copy(update={"heading": heading}),)})
+        assert passage_texts(index) == [f"{embedded}\ntext 0"]
     assert passage_texts(document(2)) == ["Title\ntext 0", "Title\ntext 1"]
     assert passage_texts(document(1, title=" ")) == ["text 0"]
     assert passage_texts(document(1, title="t" * 999)) == ["t" * 200 + "\ntext 0"]
