@@ -93,8 +93,8 @@ class EmbeddingSettings(Strict):
     """The embedding model (sentence-transformers)."""
 
     model: str = "all-MiniLM-L6-v2"  # this one comes with the installation; else a name or path
-    batch_size: int = Field(16, ge=1)  # texts of one forward pass
     backend: Literal["auto", "torch", "openvino"] = "auto"  # auto: OpenVINO on CPUs, PyTorch where there is a GPU
+    batch_size: int = Field(16, ge=1)  # texts of one forward pass
     batch_wait_s: float = Field(0.002, ge=0.0)  # how long a query waits for company
     threads: int = Field(1, ge=1)
     language: Language = "english"  # of the documents: stems and stop words of the words' half of a search
@@ -110,18 +110,18 @@ class RagSettings(Strict):
     min_score: float = Field(0.3, ge=-1.0, le=1.0)  # cosine; half of it is enough with half of the query's words
     token_budget: int = Field(1024, ge=64)  # of the retrieved block, at most half of what the window has free
     placement: Placement = "last_user"
-
     neighbours: int = Field(0, ge=0, le=5)  # chunks shown around each passage; more passages do more (retrieval.md)
     rerank: str | None = None  # a cross-encoder of sentence-transformers, by name or path; None: fused scores rank
     rerank_candidates: int = Field(30, ge=1, le=100)  # passages that it reads for each question
 
+
 class DocumentSettings(Strict):
     """Reading and cutting documents. Reading runs in a child process under these limits."""
 
+    chunking: Chunking = "structure"  # or "plain": paragraphs and sentences, whatever the document is
     chunk_chars: int = Field(512, ge=64, le=8192)
     overlap_chars: int = Field(50, ge=0)
     max_bytes: int = Field(32 * 2**20, ge=1)
-    chunking: Chunking = "structure"  # or "plain": paragraphs and sentences, whatever the document is
     max_pages: int = Field(2000, ge=1)
     max_text_chars: int = Field(8_000_000, ge=1)
     readers: int = Field(2, ge=1, le=64)  # files read at the same time; the others wait
