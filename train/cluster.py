@@ -1,0 +1,45 @@
+"""The Ray that a stage runs on: the cluster of RAY_ADDRESS, else one of its own for as long as it runs."""
+
+import os
+import secrets
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+OBJECT_STORE_BYTES = 256 * 2**20  # of a Ray of our own: rows and numbers, no weights
+
+
+@contextmanager
+def connected(home: Path) -> Iterator[None]:
+    """Ray for the block; one that is connected already is used, and kept."""
+    _environment(home)
+    import ray  # reads the environment
+
+    if ray.is_initialized():
+        yield
+        return
+    address = os.environ.get("RAY_ADDRESS", "local")
+    own = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if address == "local" else {}
+    ray.init(address, logging_level="warning", log_to_driver=False, **own)
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def _environment(home: Path) -> None:
+    """What Ray reads when it starts: a token of our own (else it writes one into the user's home), nothing reported."""
+    token = home / "keys" / "ray_token"
+    if not token.exists():
+        token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        token.touch(0o600)
+        token.write_text(secrets.token_hex(32))
+    for name, value in {
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "900",  # while a node with a GPU boots
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }.items():
+        os.environ.setdefault(name, value)
