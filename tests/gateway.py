@@ -167,12 +167,12 @@ async def whole(home: Path, settings: Settings | None = None, llm: object | None
         await store.close()
 
 
-def described() -> dict[str, Any]:
-    """The OpenAPI document of all routes."""
+def bare() -> FastAPI:
+    """All routes, over nothing: to look at, and not to call."""
     gateway: Any = Gateway(*[Local(None)] * 4, Settings(), Path())  # type: ignore[list-item]
     gateway.keyring = gateway.limiter = None
-    document: dict[str, Any] = gateway.application().openapi()
-    return document
+    app: FastAPI = gateway.application()
+    return app
 
 
 def _asked(request: Generate) -> str:

@@ -13,7 +13,7 @@ import requests
 import schemathesis
 from hypothesis import HealthCheck, settings
 
-from tests.gateway import MODEL, Whole, described, whole
+from tests.gateway import MODEL, Whole, bare, whole
 
 pytestmark = pytest.mark.integration
 
@@ -68,7 +68,7 @@ def apart(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Apart]:
 
 
 RANDOM = schemathesis.Config.from_dict({"phases": {"coverage": {"enabled": False}}})  # else it is 5,500 requests
-schema = schemathesis.openapi.from_dict(described(), config=RANDOM)
+schema = schemathesis.openapi.from_dict(bare().openapi(), config=RANDOM)
 
 
 @schema.parametrize()

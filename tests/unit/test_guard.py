@@ -5,14 +5,15 @@ import asyncio
 import httpx
 import pytest
 from fastapi import FastAPI, Request
+from starlette.routing import Route
 
 from app.dialects.openai_requests import ChatRequest
 from app.keyring import Caller
-from deployments.guard import Guard
+from deployments.guard import Guard, scope_of
 from deployments.metrics import Metrics
-from deployments.routes import refusals
-from deployments.routes.bodies import Route
+from deployments.routes import bodies, refusals
 from tests.fakes import Keyring
+from tests.gateway import bare
 
 CHAT = {"model": "m", "messages": [{"role": "user", "content": "hi"}]}
 
@@ -22,7 +23,7 @@ def application(api_key: str | None = None) -> tuple[FastAPI, Metrics]:
     keyring = Keyring({api_key: Caller()} if api_key else None)
     app.add_middleware(Guard, keyring=keyring, limiter=None, max_body=2000, max_upload=5000, metrics=metrics)
     refusals.register(app)
-    app.router.route_class = Route
+    app.router.route_class = bodies.Route
 
     @app.get("/health")
     async def health() -> dict[str, str]:
@@ -221,6 +222,13 @@ async def test_unknown_routes_and_methods_have_the_same_error_shape():
     assert (absent.status_code, wrong.status_code) == (404, 405)
     assert {"message", "type", "param", "code"} == set(absent.json()["error"]) == set(wrong.json()["error"])
     assert absent.headers["x-request-id"].startswith("req_")
+
+
+def test_every_route_needs_a_scope_but_those_that_tell_nothing():
+    """A new route that nobody gave one would be open to every key."""
+    paths = {route.path for route in bare().routes if isinstance(route, Route)}
+    free = {path for path in paths if scope_of(path) is None}
+    assert free == {"/", "/health", "/docs", "/docs/oauth2-redirect", "/redoc", "/openapi.json"}
 
 
 @pytest.mark.parametrize(("origin", "status"), [("https://chat.example.org", 200), ("https://evil.example", 403)])
