@@ -22,7 +22,7 @@ import yaml
 from app.errors import Misconfigured
 from app.llama.source import locate
 from app.settings import IMPORT_PATH, Secrets, Settings, home
-from deployments import cli_adapters, cli_bench, cli_keys
+from deployments import cli_adapters, cli_bench, cli_keys, cli_logs
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -41,6 +41,7 @@ def main() -> None:
         command.set_defaults(action=lambda options, action=action: action(options.config))
     cli_bench.add(commands)
     cli_keys.add(commands)
+    cli_logs.add(commands)
     cli_adapters.add(commands)
     options = parser.parse_args()
     sys.exit(options.action(options))
