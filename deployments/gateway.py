@@ -12,8 +12,9 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from fastapi import FastAPI
+from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
+from fastapi.security import HTTPBearer
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -206,7 +207,8 @@ class Gateway:
 
     def application(self) -> FastAPI:
         """Every route behind the guard, and before it what lets web pages call. Only while it is open."""
-        app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan)
+        told = Security(HTTPBearer(auto_error=False))  # so that /docs asks for a key; the guard is who checks it
+        app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan, dependencies=[told])
         app.add_middleware(
             Guard,
             keyring=self.keyring,

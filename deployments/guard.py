@@ -33,7 +33,7 @@ Send = Callable[[Event], Awaitable[None]]
 ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
-PUBLIC = frozenset({"/health"})  # probes have no key
+PUBLIC = frozenset({"/", "/health", "/docs", "/openapi.json"})  # probes and browsers have no key
 UPLOAD = "/v1/documents/upload"
 NEEDED: tuple[tuple[str, KeyScope], ...] = (
     ("/v1/documents", "documents"),

@@ -143,6 +143,7 @@ class Whole:
     async def key(self, tenant: str, *scopes: Scope, limits: Limits | None = None) -> str:
         """A new key's text. scopes: none for chat and documents."""
         keys = Keys(self.gateway.recorder.pool, pepper(self.home, None, make=True) or b"")
+        self.gateway.keyring._any_asked_at = float("-inf")  # that there are keys now is known at once
         return (await keys.create(tenant, scopes or ("chat", "documents"), limits=limits))[1]
 
 

@@ -76,6 +76,16 @@ async def test_a_configured_page_may_call_and_read_what_it_is_told(opened: Whole
     assert refused.headers["access-control-allow-origin"] == PAGE
 
 
+async def test_a_stranger_can_read_the_documentation_and_nothing_else(closed: Whole):
+    """And /docs asks for the key that the other routes need."""
+    await closed.key("acme")
+    async with closed.http("none") as http:
+        found = {path: (await http.get(path)).status_code for path in ("/", "/docs", "/openapi.json", "/v1/models")}
+        document = (await http.get("/openapi.json")).json()
+    assert found == {"/": 200, "/docs": 200, "/openapi.json": 200, "/v1/models": 401}
+    assert document["components"]["securitySchemes"]["HTTPBearer"]["scheme"] == "bearer"
+
+
 async def test_another_page_may_not(opened: Whole):
     """Its preflight is refused; nor does an answer say that it may be read."""
     async with opened.http(await opened.key("acme")) as http:

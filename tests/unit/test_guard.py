@@ -66,6 +66,7 @@ async def test_a_key_opens_and_nothing_else_does(headers: dict[str, str | bytes]
     async with client(app, "mindfu.example") as http:
         answer = await http.post("/v1/chat/completions", json=CHAT, headers=headers)
     assert answer.status_code == status
+    assert answer.headers.get("www-authenticate") == ("Bearer" if status == 401 else None)
 
 
 async def test_health_needs_no_key_and_no_body():
