@@ -81,6 +81,16 @@ def short_ids(messages: Sequence[Message]) -> tuple[Message, ...]:
     )
 
 
+def object_arguments(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """Calls that some model cut short as calls of one argument, for templates that write arguments one by one."""
+    return tuple(
+        message.model_copy(update={"tool_calls": tuple(map(_of_object, message.tool_calls))})
+        if message.tool_calls
+        else message
+        for message in messages
+    )
+
+
 def told(messages: Sequence[Message], tools: Sequence[Tool]) -> tuple[Message, ...]:
     """Tools in the system prompt, calls and their results in the text, for templates that know none of them."""
     spoken: list[Message] = []
@@ -124,6 +134,15 @@ def _spoken(message: Message) -> Message:
 
 def _written(call: ToolCall) -> str:
     return f'{{"name": {json.dumps(call.name, ensure_ascii=False)}, "arguments": {call.arguments}}}'
+
+
+def _of_object(call: ToolCall) -> ToolCall:
+    try:
+        whole = isinstance(json.loads(call.arguments or "{}"), dict)
+    except (ValueError, RecursionError):
+        whole = False
+    arguments = call.arguments or "{}" if whole else json.dumps({"arguments": call.arguments}, ensure_ascii=False)
+    return call.model_copy(update={"arguments": arguments})
 
 
 def _short(call_id: str) -> str:

@@ -7,6 +7,7 @@ from app.errors import InvalidRequest
 from app.llama.grammar import Writer, from_schema, json_object
 from app.llama.patterns import literal
 from app.llama.syntax import Family, Syntax
+from app.llama.xml_grammar import LETTER, Marks, XmlWriter
 from app.messages import Generate, NamedTool, Tool
 
 CALLS = 8  # in one answer, where they are constrained
@@ -22,9 +23,15 @@ class Frame(NamedTuple):
 
 FRAMES: dict[Family, Frame] = {
     "hermes": Frame("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
+    "coder": Frame("<tool_call>\n", "\n</tool_call>\n<tool_call>\n", "\n</tool_call>"),
+    "glm": Frame("<tool_call>", "</tool_call>\n<tool_call>", "</tool_call>"),
     "mistral": Frame("[TOOL_CALLS][", ", ", "]"),
     "devstral": Frame("[TOOL_CALLS]", "[TOOL_CALLS]", ""),
     "llama": Frame("", "", ""),  # which makes one call at once
+}
+XML: dict[Family, tuple[str, Marks, str]] = {  # behind the name, around parameters, behind them
+    "coder": (">\n", Marks("<parameter=", ">\n", "\n</parameter>\n"), "</function>"),
+    "glm": ("\n", Marks("<arg_key>", "</arg_key>\n<arg_value>", "</arg_value>\n"), ""),
 }
 
 
@@ -55,7 +62,7 @@ class Calls:
         if not any((frame + head).startswith(begun) for head in self.heads):
             return None
         space = "" if begun else "[ \\n]{0,2} "
-        rest = self._rest() if self.syntax.family != "hermes" else literal(self._frame.last)
+        rest = literal(self._frame.last) if self.syntax.closing else self._rest()
         return "\n".join([f"root ::= {space}({self._any(begun, frame)}) {rest}", *self.rules])
 
     @property
@@ -133,19 +140,31 @@ def _choosable(request: Generate) -> tuple[Tool, ...]:
 
 def _calls(tools: tuple[Tool, ...], syntax: Syntax, more: int) -> Calls:
     """The grammar of calls of these functions, as the family writes them."""
-    rules = Writer.common()
+    rules = [*Writer.common(), LETTER] if syntax.family in XML else Writer.common()
     heads, bodies = [], []
     for at, tool in enumerate(tools):
-        param = f"tools[{at}].function.parameters"
-        writer = Writer(tool.parameters, strict=tool.strict, param=param, prefix=f"t{at}-")
-        arguments = writer.value({"type": "object"} | tool.parameters, param)
-        quoted = tool.name.replace("\\", "\\\\").replace('"', '\\"')
-        key = "parameters" if syntax.family == "llama" else "arguments"
-        devstral = syntax.family == "devstral"
-        heads.append(f"{tool.name}[ARGS]" if devstral else f'{{"name": "{quoted}", "{key}": ')
+        head, body, own = _call(tool, syntax.family, at)
+        heads.append(head)
         bodies.append(f"t{at}-body")
-        rules += [f"t{at}-body ::= {arguments}" + ("" if devstral else ' "}"'), *writer.rules()]
+        rules += [f"t{at}-body ::= {body}", *own]
     return Calls(syntax, tuple(heads), tuple(bodies), tuple(rules), 0 if syntax.family == "llama" else more)
+
+
+def _call(tool: Tool, family: Family, at: int) -> tuple[str, str, list[str]]:
+    """What comes before the arguments of a call, the expression of what follows, and its rules."""
+    param, prefix = f"tools[{at}].function.parameters", f"t{at}-"
+    if family in XML:
+        behind, marks, last = XML[family]
+        xml = XmlWriter(tool.parameters, strict=tool.strict, param=param, prefix=prefix)
+        body = f"{xml.parameters(tool.parameters, param, marks)} {literal(last)}"
+        return f"{'<function=' if family == 'coder' else ''}{tool.name}{behind}", body, xml.rules()
+    writer = Writer(tool.parameters, strict=tool.strict, param=param, prefix=prefix)
+    arguments = writer.value({"type": "object"} | tool.parameters, param)
+    if family == "devstral":
+        return f"{tool.name}[ARGS]", arguments, writer.rules()
+    quoted = tool.name.replace("\\", "\\\\").replace('"', '\\"')
+    key = "parameters" if family == "llama" else "arguments"
+    return f'{{"name": "{quoted}", "{key}": ', f'{arguments} "}}"', writer.rules()
 
 
 def _whole(grammar: str, syntax: Syntax | None, *, thinking: bool) -> str:
@@ -153,7 +172,8 @@ def _whole(grammar: str, syntax: Syntax | None, *, thinking: bool) -> str:
     if not (thinking and syntax and syntax.thoughts):
         return grammar
     mark = syntax.thoughts[1]
-    thought = f"([^{mark[0]}] | {literal(mark[0])} [^/])*"
+    begins = "\\[" if mark[0] == "[" else mark[0]
+    thought = f"([^{begins}] | [{begins}]+ [^/{begins}])*"
     inner = _renamed(grammar, "behind")
     return "\n".join([f"root ::= {thought} {literal(mark)} [\\n]{{0,2}} behind", inner])
 

@@ -162,7 +162,7 @@ class Engine:
         asked = Request(prompt, answer, stream, adapter, request.tenant, request.logprobs)
         syntax = self._tokenizer.syntax if request.prompt is None else None
         rule = constraint(request, syntax, thinking=thinking)
-        offered = () if request.tool_choice == "none" else [tool.name for tool in request.tools]
+        offered = {} if request.tool_choice == "none" else {tool.name: tool.parameters for tool in request.tools}
         for choice in range(request.n):
             text = Answer(request.stop, syntax, offered, thinking=thinking, parallel=request.parallel_tool_calls)
             asked.answer(text, Sampler(seeded(request.sampling, choice), self._model, answer, rule))

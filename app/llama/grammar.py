@@ -422,7 +422,7 @@ class Writer:
             if most > len(fixed):
                 item = self._any() if items is True else self.value(items, f"{path}.items")
                 name = self._rule("item", f"{item} space")
-                listed += " " + _times(f'("," space {name})', max(0, least - len(fixed)), most - len(fixed))
+                listed += " " + times(f'("," space {name})', max(0, least - len(fixed)), most - len(fixed))
             return f'"[" space {listed} "]"'
         finally:
             self._entered = entered
@@ -448,7 +448,7 @@ class Writer:
             if limited:
                 self._unsupported("minLength" if "minLength" in schema else "maxLength", path, "beside format")
             return f'"\\"" {self._rule("format", known)} "\\""'
-        return f'"\\"" {_times("char", least, most)} "\\""'
+        return f'"\\"" {times("char", least, most)} "\\""'
 
     def _integer(self, schema: JsonSchema, path: str) -> str:
         least, most = self._bounds(schema, path, MOST_INTEGER)
@@ -608,7 +608,7 @@ def _same_length(low: str, high: str) -> str:
     return f"({' | '.join(ways)})"
 
 
-def _times(expression: str, least: int, most: int) -> str:
+def times(expression: str, least: int, most: int) -> str:
     """A bounded repetition. llama.cpp unrolls it, so a long one is written as blocks of 64 and a remainder."""
     block = 64
     if most <= 2 * block:
@@ -622,7 +622,7 @@ def _times(expression: str, least: int, most: int) -> str:
 def _separated(item: str, least: int, most: int) -> str:
     if most == 0:
         return '""'
-    more = _times(f'("," space {item})', max(0, least - 1), most - 1)
+    more = times(f'("," space {item})', max(0, least - 1), most - 1)
     return f"{item} {more}" if least else f"({item} {more})?"
 
 

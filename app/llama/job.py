@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -13,7 +13,7 @@ from app.llama.model import Tokens
 from app.llama.prefix import Holding
 from app.llama.sampling import Sampler
 from app.llama.speculation import Luck
-from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, TokenLogprob, Usage
+from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, TokenLogprob, ToolCallDelta, Usage
 
 Item = Delta | Done | Exception
 NOTHING = np.zeros(0, np.int32)
@@ -215,9 +215,16 @@ def joined(first: Delta, second: Delta) -> Delta | None:
         first.tokens + second.tokens,
         first.choice,
         first.reasoning + second.reasoning,
-        first.tool_calls + second.tool_calls,
+        _joined_calls(first.tool_calls, second.tool_calls),
         first.logprobs + second.logprobs,
     )
+
+
+def _joined_calls(first: tuple[ToolCallDelta, ...], second: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
+    if not (first and second) or first[-1].index != second[0].index:
+        return first + second
+    middle = replace(first[-1], arguments=first[-1].arguments + second[0].arguments)
+    return (*first[:-1], middle, *second[1:])
 
 
 def seeded(sampling: Sampling, choice: int) -> Sampling:

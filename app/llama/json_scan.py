@@ -38,6 +38,11 @@ class JsonScan:
     def __init__(self) -> None:
         self.brackets, self.place, self.left, self.key, self.done = "", "value", "", False, False
 
+    @property
+    def within(self) -> bool:
+        """Whether a string is open."""
+        return self.place in ("string", "escape", "digits")
+
     def push(self, char: str) -> bool:
         """Take the next character. False where the value ended before it. Raises MalformedError."""
         assert not self.done
@@ -51,7 +56,7 @@ class JsonScan:
             self._end()
             if not self.brackets:
                 return False
-        if self.place in ("string", "escape", "digits", "literal"):
+        if self.within or self.place == "literal":
             self._within(char)
         elif char not in WHITE:
             self._between(char)

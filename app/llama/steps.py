@@ -415,11 +415,12 @@ class StepLoop:
     def _finish(self, job: Job) -> None:
         """An answer is complete, and with the last one its request."""
         request = job.request
-        job.add(job.text.finish(), tokens=0)
+        while piece := job.text.finish():
+            job.add(piece, tokens=0)
         for delta in job.take():
             self._send(request, delta)
-        if job.text.calls and request.ends[job.choice].finish_reason == "stop":
-            job.end("tool_calls")
+        if request.ends[job.choice].finish_reason == "stop" and (job.text.calls or job.text.broken):
+            job.end("length" if job.text.broken else "tool_calls")
         self._release(job, keep=True)
         if len(request.ends) < len(request.jobs):
             return

@@ -16,7 +16,7 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import InvalidRequest, Misconfigured
-from app.llama.arrange import ARRANGEMENTS, described, one_call_each, short_ids, told
+from app.llama.arrange import ARRANGEMENTS, described, object_arguments, one_call_each, short_ids, told
 from app.llama.syntax import recognise
 from app.llama.untrusted import MARKED, Alphabet, Segment, dump_json
 from app.messages import Message, Tool, ToolCall
@@ -143,8 +143,10 @@ class ChatTemplate:
         if self.syntax.own:
             if self.syntax.family == "llama":
                 messages = one_call_each(messages)
-            elif self.syntax.family != "hermes":
+            elif self.syntax.family in ("mistral", "devstral"):
                 messages = short_ids(messages)
+            elif self.syntax.family in ("coder", "glm"):
+                messages = object_arguments(messages)
             for arrange in ARRANGEMENTS:
                 yield arrange(messages), tools
         if self.syntax.family == "hermes":  # whose words these are, too

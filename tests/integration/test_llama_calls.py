@@ -32,18 +32,25 @@ def says(folder: Path, *parts: str, template: str = HERMES) -> Path:
 
 
 async def told(engine: Engine, request: Generate) -> tuple[str, str, list[tuple[str | None, Any]], Done]:
-    """(reasoning, text, calls, end) of the first answer."""
+    """(reasoning, text, calls, end) of the first answer. A call that was cut short has its arguments as text."""
     items = [item async for item in engine.generate(request)]
     done = items.pop()
     assert isinstance(done, Done)
     deltas = [item for item in items if isinstance(item, Delta)]
     pieces = [call for delta in deltas for call in delta.tool_calls]
     calls = [
-        (begun.name, json.loads("".join(piece.arguments for piece in pieces if piece.index == begun.index)))
+        (begun.name, parsed("".join(piece.arguments for piece in pieces if piece.index == begun.index)))
         for begun in pieces
         if begun.id
     ]
     return "".join(delta.reasoning for delta in deltas), "".join(delta.text for delta in deltas), calls, done
+
+
+def parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 async def test_a_call_of_a_strict_function_is_held_to_its_schema(tmp_path: Path):
@@ -75,6 +82,21 @@ async def test_a_call_that_is_asked_for_comes(choice: Any, tmp_path: Path):
         request = asked(tools=tools, tool_choice=choice, parallel_tool_calls=False)
         _, text, calls, done = await told(engine, request)
         assert (text, calls, done.finish_reason) == ("", [("weather", {"unit": "c"})], "tool_calls")
+
+
+async def test_arguments_come_while_they_are_written(tmp_path: Path):
+    """Many pieces, of which the first has id and name; a call that max_tokens cuts says so, and is no JSON."""
+    schema = {"type": "object", "properties": {"text": {"type": "string", "minLength": 500}}, "required": ["text"]}
+    with running(says(tmp_path, "hi"), window=1024) as engine:
+        request = asked(tools=(Tool(name="write", parameters=schema),), tool_choice="required", max_tokens=120)
+        items = [item async for item in engine.generate(request)]
+    pieces = [call for item in items if isinstance(item, Delta) for call in item.tool_calls]
+    assert [piece.name for piece in pieces[:3]] == ["write", None, None]
+    assert [piece.id is None for piece in pieces[:3]] == [False, True, True]
+    assert len(pieces) > 5
+    assert "hihihi" in "".join(piece.arguments for piece in pieces)
+    assert isinstance(items[-1], Done)
+    assert items[-1].finish_reason == "length"
 
 
 async def test_no_call_comes_where_none_may(tmp_path: Path):

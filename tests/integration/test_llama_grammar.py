@@ -61,9 +61,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model(tmp_path_factory.mktemp("grammar") / "random.gguf")
 
 
-def drawn(model: Path, schemas: list[Any]) -> list[Any]:
-    """For each schema the texts that came out, or its refusal."""
-    given = json.dumps({"model": str(model), "schemas": schemas})
+def drawn(model: Path, schemas: list[Any], template: str = "") -> list[Any]:
+    """For each schema the texts that came out, or its refusal; with a template, what a function was called with."""
+    given = json.dumps({"model": str(model), "schemas": schemas, "template": template})
     command = [sys.executable, "-m", "tests.grammar_child"]
     child = subprocess.run(command, input=given, text=True, capture_output=True, cwd=ROOT, timeout=120, check=False)
     assert child.returncode == 0, child.stderr[-2000:]
@@ -156,3 +156,78 @@ def test_any_supported_schema_makes_a_grammar_that_holds(model: Path, schemas: l
             check(schema, texts)
         else:
             assert "no value at all" in texts["refused"] or "surrogate" in texts["refused"]
+
+
+TEMPLATES = {
+    "hermes": "{{ tools }}<tool_call>",
+    "mistral": "{{ tools }}[TOOL_CALLS]",
+    "devstral": "{{ tools }}[TOOL_CALLS][ARGS]",
+    "llama": '{{ tools }}<|python_tag|>"parameters": x',
+    "coder": "{{ tools }}<tool_call><function=x><parameter=y>",
+    "glm": "{{ tools }}<tool_call><arg_key><arg_value>",
+}
+PARAMETERS: list[Any] = [
+    {},
+    {"type": "object", "properties": {}},
+    {"type": "object", "properties": {"a": {"type": "string", "maxLength": 30}}, "required": ["a"]},
+    {"properties": {"a": {"type": "integer", "minimum": 3}, "b": {"type": "boolean"}}, "required": ["b"]},
+    {"properties": {"a": {"enum": ["x", "y\nz"]}, "b": {"const": "5"}}, "required": ["a", "b"]},
+    {"properties": {"a": {"type": "string", "minLength": 2, "maxLength": 4}}},
+    {"properties": {"b": {"type": "string", "format": "time"}}, "required": ["b"]},
+    {"properties": {"a": {"type": "array", "items": {"type": "string", "maxLength": 2}, "maxItems": 2}}},
+    {"properties": {"a": {"anyOf": [{"type": "string"}, {"type": "null"}]}, "b": {"type": ["integer", "null"]}},
+     "required": ["a", "b"]},
+    {"properties": {"a": {"$ref": "#/$defs/o"}}, "required": ["a"],
+     "$defs": {"o": {"properties": {"k": {"const": "</parameter>"}}, "required": ["k"]}}},
+    {"properties": {"a": {"enum": [1, None, True]}}, "required": ["a"], "additionalProperties": True},
+]  # fmt: skip
+OBJECTS = st.builds(
+    lambda properties, more: {
+        "type": "object", "properties": properties, "required": sorted(properties)[::2], **more,
+    },
+    st.dictionaries(st.text(max_size=3), SCHEMA, max_size=3),
+    st.sampled_from([{}, {"additionalProperties": False}, {"additionalProperties": True}]),
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("family", TEMPLATES)
+def test_a_call_that_is_forced_satisfies_its_functions_schema(model: Path, family: str):
+    """In the syntax of every family, read back as any answer is."""
+    ended = 0
+    for schema, calls in zip(PARAMETERS, drawn(model, PARAMETERS, TEMPLATES[family]), strict=True):
+        assert isinstance(calls, list), calls
+        whole = [call for call in calls if call is not None]
+        ended += bool(whole)  # text of random letters seldom ends
+        for call in whole:
+            jsonschema.validate(call, {"type": "object"} | schema, cls=jsonschema.Draft202012Validator)
+    assert ended >= len(PARAMETERS) - 2
+
+
+@pytest.mark.parametrize("family", ["hermes", "devstral", "coder", "glm"])
+@settings(max_examples=1, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(schemas=st.lists(OBJECTS, min_size=8, max_size=8))
+def test_any_functions_schema_makes_calls_that_hold(model: Path, family: str, schemas: list[Any]):
+    """llama.cpp compiles it; what comes to its end is one call, and satisfies the schema, or it was refused by name."""
+    for schema, calls in zip(schemas, drawn(model, schemas, TEMPLATES[family]), strict=True):
+        if isinstance(calls, list):
+            for call in (call for call in calls if call is not None):
+                jsonschema.validate(call, schema, cls=jsonschema.Draft202012Validator)
+        else:
+            assert calls["refused"]
+
+
+@pytest.mark.parametrize(
+    ("schema", "param"),
+    [
+        ({"properties": {"a": {"type": "string", "pattern": "^a$"}}}, "properties.a.pattern"),
+        ({"properties": {"a<b": {"type": "string"}}}, "properties.a<b"),
+        ({"properties": {"a": {"enum": ["x", 1]}}}, "properties.a.enum"),
+        ({"anyOf": [{"properties": {}}]}, "anyOf"),
+        ({"minProperties": 1}, "minProperties"),
+        ({"additionalProperties": {"type": "integer"}}, "additionalProperties"),
+    ],
+)
+def test_what_xml_cannot_hold_is_refused_by_its_name(model: Path, schema: Any, param: str):
+    """Of strict functions. Of others it is let go."""
+    (refusal,) = drawn(model, [schema], TEMPLATES["coder"])
+    assert refusal["param"] == f"tools[0].function.parameters.{param}"

@@ -1,35 +1,44 @@
 """Answers that leave the engine: whole characters, stop strings, thoughts and tool calls."""
 
 import json
+from itertools import pairwise
+from typing import Any
 
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from app.llama.answer import Answer
+from app.llama.answer import Answer, Piece
 from app.llama.syntax import Syntax, recognise
 
 HERMES = recognise("{% if tools %}<tool_call>{% endif %}</think>")
 MISTRAL = recognise("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]")
 DEVSTRAL = recognise("{{ tools }}[TOOL_CALLS]name[ARGS]")
+CODER = recognise("{{ tools }}<tool_call><function=name><parameter=key></parameter></function></tool_call>")
+GLM = recognise("{{ tools }}<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>")
 LLAMA = recognise('<|start_header_id|>{{ tools }} Respond with {"name": function name, "parameters": dictionary}')
+TOOLS: dict[str, Any] = {"weather": {}}
 CALL = '<tool_call>\n{"name": "weather", "arguments": {"city": "Köln"}}\n</tool_call>'
 
 
-def said(answer: Answer, *pieces: str | bytes) -> tuple[str, str, list[tuple[str, object]]]:
-    """(reasoning, text, calls) of an answer that arrives in these pieces."""
-    parts = [answer.push(piece.encode() if isinstance(piece, str) else piece) for piece in pieces] + [answer.finish()]
+def said(answer: Answer, *pieces: str | bytes) -> tuple[str, str, list[tuple[str, Any]]]:
+    """(reasoning, text, calls) of an answer that arrives in these pieces. A broken call has its arguments as text."""
+    parts = [answer.push(piece.encode() if isinstance(piece, str) else piece) for piece in pieces]
+    parts += iter(answer.finish, Piece())
     calls: dict[int, list[str]] = {}
-    for part in parts:
-        for delta in part.calls:
-            begun = calls.setdefault(delta.index, ["", ""])
-            begun[0] += delta.name or ""
-            begun[1] += delta.arguments
-    return (
-        "".join(part.reasoning for part in parts),
-        "".join(part.text for part in parts),
-        [(name, json.loads(arguments)) for name, arguments in calls.values()],
-    )
+    for delta in (delta for part in parts for delta in part.calls):
+        assert (delta.id is None) == (delta.name is None) == (delta.index in calls)
+        begun = calls.setdefault(delta.index, [delta.name or "", ""])
+        begun[1] += delta.arguments
+    reasoning, text = "".join(part.reasoning for part in parts), "".join(part.text for part in parts)
+    return reasoning, text, [(name, parsed(arguments)) for name, arguments in calls.values()]
+
+
+def parsed(arguments: str) -> Any:
+    try:
+        return json.loads(arguments)
+    except ValueError:
+        return arguments
 
 
 def test_a_character_is_sent_when_it_is_complete():
@@ -94,7 +103,7 @@ def test_a_prompt_may_end_within_the_thoughts():
 def test_every_familys_calls_are_read(syntax: Syntax, written: str):
     """Byte by byte or at once, a call is a call and no text."""
     for pieces in ([written], [bytes([byte]) for byte in written.encode()]):
-        answer = Answer((), syntax, ["weather"])
+        answer = Answer((), syntax, TOOLS)
         assert said(answer, *pieces) == ("", "", [("weather", {"city": "Köln"})])
         assert answer.calls == 1
 
@@ -109,7 +118,7 @@ def test_every_familys_calls_are_read(syntax: Syntax, written: str):
 )  # fmt: skip
 def test_several_calls_keep_their_order_and_have_ids_of_their_own(syntax: Syntax, written: str):
     """Indices count from 0; ids have nine letters and digits, as Mistral's templates insist."""
-    answer = Answer((), syntax, ["weather"])
+    answer = Answer((), syntax, TOOLS)
     deltas = [delta for part in (answer.push(written.encode()), answer.finish()) for delta in part.calls]
     assert [delta.index for delta in deltas] == [0, 0, 1, 1]
     ids = {delta.id for delta in deltas if delta.id}
@@ -119,17 +128,18 @@ def test_several_calls_keep_their_order_and_have_ids_of_their_own(syntax: Syntax
 
 def test_text_around_a_call_is_kept():
     """What comes before, without the line end, and what comes behind."""
-    answer = Answer((), HERMES, ["weather"])
+    answer = Answer((), HERMES, TOOLS)
     assert said(answer, f"I look.\n{CALL}\nDone.") == ("", "I look.\nDone.", [("weather", {"city": "Köln"})])
 
 
 @pytest.mark.parametrize(
     "written",
     [
-        '<tool_call>\n{"name": "weather", "arguments": {"city": "Kö',
+        '<tool_call>\n{"name": "weather", "arguments": ',
+        '<tool_call>\n{"arguments": {"city": "Kö',
+        '<tool_call>\n{"name": "weather", "arguments": "{\\"city\\": NaN}"}\n</tool_call>',
         '<tool_call>\n{"name": "weather"}\n</tool_call>',
         '<tool_call>\n{"name": "weather", "arguments": [1]}\n</tool_call>',
-        '<tool_call>\n{"name": "weather", "arguments": {"t": NaN}}\n</tool_call>',
         '<tool_call>\n{"name": "launch", "arguments": {}}\n</tool_call>',
         "<tool_call>\nnonsense\n</tool_call>",
         "<tool_call>" + "[" * 100_000,
@@ -138,7 +148,7 @@ def test_text_around_a_call_is_kept():
 )  # fmt: skip
 def test_what_is_no_call_of_an_offered_function_is_text(written: str):
     """Cut short, malformed, or made up: to the letter."""
-    answer = Answer((), HERMES, ["weather"])
+    answer = Answer((), HERMES, TOOLS)
     assert said(answer, written) == ("", written, [])
     assert answer.calls == 0
 
@@ -150,13 +160,149 @@ def test_without_tools_a_mark_is_text():
 
 def test_an_answer_that_only_looks_like_json_is_text():
     """Llama writes a call as its whole answer; other JSON stays what it is."""
-    assert said(Answer((), LLAMA, ["weather"]), '{"a"', ": 1}") == ("", '{"a": 1}', [])
-    answer = Answer((), LLAMA, ["weather"])
+    assert said(Answer((), LLAMA, TOOLS), '{"a"', ": 1}") == ("", '{"a": 1}', [])
+    answer = Answer((), LLAMA, TOOLS)
     assert answer.push(b"Hello").text == "Hello"  # and text is not held back
 
 
+@pytest.mark.parametrize(
+    ("cut", "arguments", "text"),
+    [
+        ('{"city": "Kö', '{"city": "Kö', ""),  # by max_tokens
+        ('{"city": "Köln"', '{"city": "Köln"', ""),
+        ('{"t": NaN}}\n</tool_call>', '{"t": ', "NaN}}\n</tool_call>"),  # malformed
+        ('{"a": 1}', {"a": 1}, ""),  # the call is whole, its frame is not
+        ('{"a": 1}}\n</tool', {"a": 1}, ""),
+        ('{"a": 1}}oh</tool_call>', {"a": 1}, "oh</tool_call>"),
+    ],
+)
+def test_a_call_that_breaks_off_stays_as_it_is(cut: str, arguments: Any, text: str):
+    """What was sent was sent: incomplete JSON, which nobody runs. What follows is text."""
+    for pieces in ([cut], list(cut)):
+        answer = Answer((), HERMES, TOOLS)
+        assert said(answer, '<tool_call>{"name": "weather", "arguments": ', *pieces) == (
+            "", text, [("weather", arguments)],
+        )  # fmt: skip
+        assert answer.broken == isinstance(arguments, str)
+        assert answer.calls == (not answer.broken)
+
+
+def test_arguments_are_sent_as_they_come():
+    """The first piece of a call has its id and name, the others have what was written since."""
+    answer = Answer((), HERMES, TOOLS)
+    written = ['<tool_call>{"name": "wea', 'ther", "arguments"', ': {"ci', 'ty"', ': "Bern"}', "}</tool_call>"]
+    told = [[(delta.name, delta.arguments) for delta in answer.push(piece.encode()).calls] for piece in written]
+    assert told == [[], [], [("weather", ""), (None, '{"ci')], [(None, 'ty"')], [(None, ': "Bern"}')], []]
+
+
+def test_arguments_in_front_of_the_name_wait_for_it():
+    """Nobody knows before whether the function was offered."""
+    answer = Answer((), HERMES, TOOLS)
+    call = '<tool_call>{"arguments": {"city": "Köln"}, "name": "weather", "id": 7}</tool_call>'
+    assert said(answer, *call) == ("", "", [("weather", {"city": "Köln"})])
+
+
+def test_a_mark_in_an_argument_ends_nothing():
+    """A call may be about calls."""
+    answer = Answer(["###"], HERMES, TOOLS)
+    call = '<tool_call>{"name": "weather", "arguments": {"city": "</tool_call> ###"}}</tool_call>'
+    assert said(answer, call) == ("", "", [("weather", {"city": "</tool_call> ###"})])
+
+
+def test_behind_the_one_call_that_is_allowed_comes_nothing():
+    """However the tokens cut it."""
+    for pieces in ([CALL * 2 + "more"], list(CALL * 2 + "more")):
+        answer = Answer((), HERMES, TOOLS, parallel=False)
+        assert said(answer, *pieces) == ("", "", [("weather", {"city": "Köln"})])
+        assert answer.complete
+
+
+FORECAST = {
+    "type": "object",
+    "properties": {
+        "city": {"type": "string"},
+        "days": {"type": ["integer", "null"]},
+        "units": {"$ref": "#/$defs/units"},
+        "place": {"anyOf": [{"type": "object"}, {"type": "string"}]},
+        "now": {"type": "boolean"},
+        "when": {"properties": {"a": {"type": "string"}}},
+    },
+    "$defs": {"units": {"enum": ["c", "f"]}},
+}
+VALUES = [
+    ("city", 'K"ö"\n\n5', 'K"ö"\n\n5'), ("city", "7", "7"), ("city", "", ""), ("city", "a < b </par", "a < b </par"),
+    ("days", "7", 7), ("days", "null", None), ("days", "many", "many"), ("days", "7.5", "7.5"), ("units", "c", "c"),
+    ("when", '{"a": "</parameter></arg_value>"}', {"a": "</parameter></arg_value>"}), ("when", "{a", "{a"),
+    ("place", '{"a": [1]}', {"a": [1]}), ("place", "[1]", "[1]"), ("place", "7", "7"), ("now", "True", True),
+    ("now", "NaN", "NaN"), ("other", "1e3", 1000.0), ("other", '"quoted"', '"quoted"'), ("other", "Bern", "Bern"),
+]  # fmt: skip
+
+
+def coder(name: str, *values: tuple[str, str]) -> str:
+    inner = "".join(f"<parameter={key}>\n{value}\n</parameter>\n" for key, value in values)
+    return f"<tool_call>\n<function={name}>\n{inner}</function>\n</tool_call>"
+
+
+def glm(name: str, *values: tuple[str, str]) -> str:
+    inner = "".join(f"<arg_key>{key}</arg_key>\n<arg_value>{value}</arg_value>\n" for key, value in values)
+    return f"<tool_call>{name}\n{inner}</tool_call>"
+
+
+@pytest.mark.parametrize(("key", "value", "meant"), VALUES)
+@pytest.mark.parametrize(("syntax", "write"), [(CODER, coder), (GLM, glm)], ids=["coder", "glm"])
+def test_values_in_xml_mean_what_the_schema_says(syntax: Syntax, write: Any, key: str, value: str, meant: Any):
+    """A string where it allows one, else the JSON that stands there; what does not fit is told as it is."""
+    for pieces in ([write("weather", (key, value))], list(write("weather", (key, value)))):
+        answer = Answer((), syntax, {"weather": FORECAST})
+        assert said(answer, *pieces) == ("", "", [("weather", {key: meant})])
+
+
+def test_xml_strings_are_sent_as_they_come():
+    """Escaped, and what may belong to the mark behind them is held."""
+    answer = Answer((), CODER, {"weather": FORECAST})
+    written = [
+        "<tool_call>\n<function=weather>",
+        "\n<parameter=city>\nSaid ",
+        '"Bern"',
+        "\n</par",
+        "is",
+        "\n</parameter>",
+    ]
+    told = ["".join(delta.arguments for delta in answer.push(piece.encode()).calls) for piece in written]
+    assert told == ["", '{"city": "Said ', '\\"Bern\\"', "", "\\n</paris", '"']
+    assert [delta.arguments for delta in answer.push(b"</function>").calls] == ["}"]
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "<tool_call><function=launch>\n</function></tool_call>",
+        "<tool_call><function=weather",
+        "<tool_call><invoke name=weather>",
+        "<tool_call>\n{}",
+    ],
+)
+@pytest.mark.parametrize("syntax", [CODER, GLM], ids=["coder", "glm"])
+def test_what_is_no_xml_call_is_text(syntax: Syntax, written: str):
+    """To the letter."""
+    assert said(Answer((), syntax, {"weather": FORECAST}), *written) == ("", written, [])
+
+
+@pytest.mark.parametrize(
+    ("template", "family"),
+    [
+        ("{{ tools }}<tool_call>\\n<function=x>\\n<parameter=y>", "coder"),
+        ("{{ tools }}<tool_call>{name}<arg_key>{key}</arg_key><arg_value>", "glm"),
+    ],
+)
+def test_xml_is_recognised_where_the_template_shows_tools(template: str, family: str):
+    """Without tools of its own, a template is told of them in Hermes' words."""
+    assert (recognise(template).family, recognise(template).own) == (family, True)
+    assert recognise(template.replace("tools", "")).family == "hermes"
+
+
 def test_a_template_whose_calls_are_not_read_is_told_of_tools_like_one_without():
-    """Qwen3-Coder writes calls as XML; Cohere's have parameters, but are not Llama's."""
+    """Functionary's are JSON in a mark; Cohere's have parameters, but are not Llama's."""
     for template in ("{{ tools }}<tool_call><function=name>", '{{ tools }}{"tool_name": x, "parameters": y}'):
         assert (recognise(template).family, recognise(template).own) == ("hermes", False)
     assert recognise('{{ tools }}<tool_call>{"name": x, "arguments": y}').own
@@ -172,16 +318,45 @@ def test_a_template_without_tools_is_hermes(template: str, family: str):
     assert (syntax.family, syntax.own) == (family, False)
 
 
-@settings(max_examples=300)
-@example([CALL, "a", "\n", "é"], ["é"])
+SYNTAXES = {"hermes": HERMES, "mistral": MISTRAL, "devstral": DEVSTRAL, "llama": LLAMA, "coder": CODER, "glm": GLM}
+OBJECT = '{"name": "weather", "arguments": {"city": "</tool_call>é", "n": [1, {"a": "\\""}]}}'
+PARTS = [
+    *'ab#é\n {}[]"<>', "<think>", "</think>", "<tool_call>", "</tool_call>", "[TOOL_CALLS]", "[ARGS]",
+    "<|python_tag|>", "##", CALL,
+    OBJECT, f"<tool_call>{OBJECT}</tool_call>", f"[TOOL_CALLS][{OBJECT}, {OBJECT}]", "[TOOL_CALLS]weather",
+    '[TOOL_CALLS]weather[ARGS]{"city": 1}', coder("weather", ("city", "é"), ("days", "1")), "</parameter>",
+    glm("weather", ("city", "é"), ("days", "1")), "<function=weather>", "<arg_value>", '{"name": "weather", ', "NaN",
+]  # fmt: skip
+
+
+@settings(max_examples=400)
+@example(family="hermes", parts=[CALL, "a", "\n", "é"], stop=["é"], cuts=[], end=500, parallel=True)
 @given(
-    st.lists(st.sampled_from([*"ab#é\n ", "<think>", "</think>", CALL, "<tool_", "##"]), max_size=8),
-    st.lists(st.text(alphabet="ab#é", min_size=1, max_size=3), max_size=4),
+    family=st.sampled_from(list(SYNTAXES)),
+    parts=st.lists(st.sampled_from(PARTS), max_size=8),
+    stop=st.lists(st.text(alphabet="ab#é<", min_size=1, max_size=3), max_size=2),
+    cuts=st.lists(st.integers(0, 400), max_size=12),
+    end=st.integers(0, 500),
+    parallel=st.booleans(),
 )
-def test_cutting_into_tokens_changes_nothing(parts: list[str], stop: list[str]):
-    """Byte by byte an answer is the same as in one piece, and its text holds no stop string."""
-    written = "".join(parts).encode()
-    first, second = Answer(stop, HERMES, ["weather"]), Answer(stop, HERMES, ["weather"])
-    whole = said(first, written)
-    assert said(second, *(bytes([byte]) for byte in written)) == whole
-    assert first.stopped == second.stopped
+def test_cutting_into_tokens_changes_nothing(
+    family: str, parts: list[str], stop: list[str], cuts: list[int], end: int, *, parallel: bool
+):
+    """In one piece, in any pieces, byte by byte: the same text and the same calls, wherever the answer ends.
+
+    A call is whole, or said to be broken; no text holds a stop string.
+    """
+    written = "".join(parts).encode()[:end]
+    places = sorted({0, *cuts, len(written)})
+    some = [written[first:last] for first, last in pairwise(places)]
+    results = []
+    for pieces in ([written], some, [bytes([byte]) for byte in written]):
+        answer = Answer(stop, SYNTAXES[family], {"weather": FORECAST}, parallel=parallel)
+        told = said(answer, *pieces)
+        results.append((told, answer.stopped, answer.calls, answer.broken))
+        whole = [arguments for _, arguments in told[2] if isinstance(arguments, dict)]
+        assert answer.calls == len(whole)
+        assert answer.broken == (len(whole) < len(told[2]))
+        assert parallel or answer.calls <= 1
+        assert not any(mark in told[1] for mark in stop)
+    assert results[0] == results[1] == results[2]

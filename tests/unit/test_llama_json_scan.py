@@ -47,8 +47,8 @@ def test_what_python_takes_is_taken_and_nothing_else(text: str):
         assert scanned(f"{text.strip()} ") == text.strip()
 
 
-MALFORMED = ("[01", "[1.e", "[-]", "[+", "[.", "[1e]", '"\\x', '"\\u12g', '"\t', "nul ", "[1,]", "{,", '{"a" 1', "{1", "[1}",
-             "N", "I", "'", '{"a": 1,}')  # fmt: skip
+MALFORMED = ("[01", "[1.e", "[-]", "[+", "[.", "[1e]", '"\\x', '"\\u12g', '"\t', "nul ", "[1,]", "{,", '{"a" 1', "{1",
+             "[1}", "N", "I", "'", '{"a": 1,}')  # fmt: skip
 
 
 @pytest.mark.parametrize("text", MALFORMED)

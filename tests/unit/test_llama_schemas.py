@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest
-from app.llama.grammar import ANNOTATIONS, HANDLED, _times, from_schema
+from app.llama.grammar import ANNOTATIONS, HANDLED, from_schema, times
 
 KEYWORDS = sorted({*HANDLED, *ANNOTATIONS, "not", "if", "uniqueItems", "multipleOf", "patternProperties"})
 VALUES = st.one_of(
@@ -53,9 +53,7 @@ def test_what_is_let_go_is_still_of_its_type(schema: dict[str, Any]):
 @pytest.mark.parametrize(("least", "most"), [(0, 200), (3, 131), (64, 16_384), (100, 300), (0, 191), (0, 192)])
 def test_a_long_repetition_is_as_long_as_it_may_be(least: int, most: int):
     """Blocks and a remainder: together the most, without a gap between, and never below the least."""
-    found = [
-        (int(low), int(high or low)) for low, high in re.findall(r"\{(\d+)(?:,(\d+))?\}", _times("x", least, most))
-    ]
+    found = [(int(low), int(high or low)) for low, high in re.findall(r"\{(\d+)(?:,(\d+))?\}", times("x", least, most))]
     if least:
         (block, _), (blocks, _), (rest, _), *found = found
         assert block * blocks + rest == least
