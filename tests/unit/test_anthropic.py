@@ -97,6 +97,19 @@ async def test_a_stream_has_every_event_in_its_order():
     assert told[-2][1]["usage"]["output_tokens"] == 4
 
 
+async def test_arguments_come_in_pieces_and_a_call_that_max_tokens_cuts_says_so():
+    """One block; the pieces concatenate. Whole, its input is an object that nobody takes for arguments."""
+    pieces = (ToolCallDelta(0, "", id="c1", name="weather"), ToolCallDelta(0, '{"ci'), ToolCallDelta(0, 'ty": "Kö'))
+    server = Server(*(Delta("", 1, tool_calls=(piece,)) for piece in pieces), LENGTH)
+    told = await events(server, tools=[WEATHER])
+    deltas = [data["delta"]["partial_json"] for name, data in told if name == "content_block_delta"]
+    assert deltas == ['{"ci', 'ty": "Kö']
+    assert told[-2][1]["delta"]["stop_reason"] == "max_tokens"
+    answer = await message(server, tools=[WEATHER])
+    assert answer.content[0].input == {"invalid_arguments": '{"city": "Kö'}
+    assert answer.stop_reason == "max_tokens"
+
+
 async def test_the_official_client_puts_a_stream_together():
     """Its helper ends with the same message as an answer that did not stream."""
     server = Server(Delta("yes", 1), Delta("", 2, tool_calls=CALL), CALLED)
