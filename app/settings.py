@@ -42,7 +42,8 @@ class LLMSettings(Strict):
     window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
     slots: int = Field(8, ge=1, le=192)  # answers decoded together; of llama.cpp's 256 sequences, 64 keep old prompts
     cache_tokens: int | None = Field(None, ge=128)  # what all sequences may hold together; None: slots × window
-    prefix_tokens: int | None = Field(None, ge=0)  # of it, what old prompts may keep; None: all, 0: share nothing
+    prefix_tokens: int | None = Field(None, ge=0)  # of it, what old prompts may keep; None: window, 0: share nothing
+    prefix_memory_bytes: int = Field(2**30, ge=0)  # beside the cache, for prompts that had to leave it
     queue: int = Field(64, ge=0)  # requests that may wait for a slot; one more is a 429
     cache_type_k: CacheType = "f16"  # how the cache stores keys: q8_0 takes half of the memory, for little loss
     cache_type_v: CacheType = "f16"  # and values: other than f16 they need flash attention
@@ -50,7 +51,7 @@ class LLMSettings(Strict):
     threads: int | None = Field(None, ge=1)  # None: 1 for models under 100 MB, else the CPUs free to this replica
     gpu_layers: int = Field(0, ge=-1)  # -1: all of them
     batch_tokens: int = Field(512, ge=32)  # tokens of one decode step: running sequences first, then prompt chunks
-    stall_s: float = Field(0.2, gt=0)  # how long a running answer may stand still for others' prompts and adapters
+    stall_s: float = Field(0.5, gt=0)  # how long a running answer may stand still for others' prompts and adapters
     speculation: int = Field(16, ge=0, le=32)  # tokens of a draft copied from the prompt; 0: off
     flush_s: float = Field(0.02, ge=0.0, le=1.0)  # deltas of one answer are joined for this long, but the first
     step_timeout_s: float = Field(300.0, gt=0)  # a decode step that takes longer hangs: the replica is replaced

@@ -156,6 +156,22 @@ class Context:
         self.forget(target)
         return False
 
+    def save(self, sequence: int) -> NDArray[np.uint8]:
+        """A copy of what the cache holds of a sequence, in llama.cpp's own form. [bytes]"""
+        size = C.llama_state_seq_get_size(self.handle, sequence)
+        saved = np.empty(size, np.uint8)
+        written = C.llama_state_seq_get_data(self.handle, _bytes(saved), size, sequence)
+        assert written == size, "the size was told a moment ago"
+        return saved
+
+    def restore(self, target: int, saved: NDArray[np.uint8], length: int) -> bool:
+        """Give an empty sequence the first tokens of a copy. False, and it stays empty, where cells are wanting."""
+        if not C.llama_state_seq_set_data(self.handle, _bytes(saved), len(saved), target):
+            self.forget(target)
+            return False
+        self.cut(target, length)
+        return True
+
     def copy(self, source: int, target: int) -> None:
         """Give an empty sequence all that another one holds, in the same cells."""
         C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
@@ -172,3 +188,7 @@ class Context:
     def held(self, sequence: int) -> int:
         """Number of tokens that the cache holds of a sequence."""
         return int(C.llama_memory_seq_pos_max(self._memory, sequence)) + 1
+
+
+def _bytes(array: NDArray[np.uint8]) -> "ctypes._Pointer[ctypes.c_uint8]":
+    return array.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))

@@ -54,8 +54,9 @@ class Engine:
             threads=threads,
             storage=Storage(settings.cache_type_k, settings.cache_type_v, settings.flash_attention),
         )
-        kept = self._cells if settings.prefix_tokens is None else settings.prefix_tokens
-        self._prefixes = PrefixCache(self._context, sequences=sequences, limit=kept if keeps else 0)
+        kept = (settings.window if settings.prefix_tokens is None else settings.prefix_tokens) if keeps else 0
+        stash = settings.prefix_memory_bytes
+        self._prefixes = PrefixCache(self._context, sequences=sequences, limit=kept, stash=stash)
         self._steps = StepLoop(
             self._model,
             self._context,

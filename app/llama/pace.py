@@ -1,13 +1,15 @@
 """How long a decode step takes by its number of rows, learnt from the steps themselves. Pure.
 
-Rows are counted in powers of two, with a moving mean of the time for each; between them the time is interpolated.
+Rows are counted in powers of two, with the median of the newest times for each, which a single slow step does not move;
+between them the time is interpolated.
 """
 
 from bisect import bisect_left
+from collections import deque
 
 import numpy as np
 
-WEIGHT = 0.2  # of the newest step in a mean: an old load is forgotten after some ten steps
+NEWEST = 5  # steps whose median counts: an old load is forgotten after three
 FEWEST_ROWS = 16  # a prompt gets on by this many tokens a step, however slow the machine is
 
 
@@ -17,15 +19,13 @@ class Pace:
     def __init__(self, most: int) -> None:
         self._most = most
         self._rows = 2.0 ** np.arange(int(most).bit_length() + 1)
-        self._seconds = np.zeros(len(self._rows))  # 0: not seen yet
+        self._newest = [deque[float](maxlen=NEWEST) for _ in self._rows]
         self._known: tuple[list[float], list[float]] | None = None
 
     def observe(self, rows: int, seconds: float) -> None:
         """A step of so many rows took so long."""
         at = max(0, (rows - 1).bit_length())
-        seconds *= self._rows[at] / rows if rows > FEWEST_ROWS else 1.0
-        before = self._seconds[at]
-        self._seconds[at] = before + WEIGHT * (seconds - before) if before else seconds
+        self._newest[at].append(seconds * (self._rows[at] / rows if rows > FEWEST_ROWS else 1.0))
         self._known = None
 
     def seconds(self, rows: int) -> float:
@@ -52,6 +52,11 @@ class Pace:
 
     def _table(self) -> tuple[list[float], list[float]]:
         if self._known is None:
-            seen = self._seconds > 0
-            self._known = self._rows[seen].tolist(), np.maximum.accumulate(self._seconds[seen]).tolist()
+            seen = [
+                (rows, sorted(times)[len(times) // 2])
+                for rows, times in zip(self._rows, self._newest, strict=True)
+                if times
+            ]
+            seconds = np.maximum.accumulate([time for _, time in seen]) if seen else np.zeros(0)
+            self._known = [float(rows) for rows, _ in seen], seconds.tolist()
         return self._known

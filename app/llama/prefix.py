@@ -1,25 +1,31 @@
 """The prefix cache: which sequences of the KV cache hold which tokens. Pure bookkeeping, one thread at a time.
 
-What a finished request leaves behind stays until its place is needed, the least recently used first. A new request
-shares the longest beginning that it has in common with any sequence, running or kept, of the same owner: cells depend
-on the adapter, and another tenant's must not show in counts or times.
+What a finished request leaves behind stays until its place is needed, the least recently used first, and then moves to
+the stash. A new request shares the longest beginning that it has in common with any sequence, running, kept or stashed,
+of the same owner: cells depend on the adapter, and another tenant's must not show in counts or times.
 """
 
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-import numpy as np
-from numpy.typing import NDArray
+from app.llama.stash import CellBytes, Saved, Stash, Tokens, common_prefix
 
-Tokens = NDArray[np.int32]
-GLANCE = 32  # tokens: most pairs of sequences differ so early
+WORTH_COPYING = 32  # tokens: fewer are decoded again as fast
 
 
 class Cells(Protocol):
-    """The KV cache. share: give a free sequence the first `length` tokens of another, False where it cannot."""
+    """The KV cache.
+
+    share: give a free sequence the first `length` tokens of another, False where it cannot; save: copy a sequence out;
+    restore: give a free sequence the first `length` tokens of a copy, False for want of room.
+    """
 
     def share(self, source: int, target: int, length: int) -> bool: ...
+
+    def save(self, sequence: int) -> CellBytes: ...
+
+    def restore(self, target: int, saved: CellBytes, length: int) -> bool: ...
 
     def forget(self, sequence: int) -> None: ...
 
@@ -39,27 +45,19 @@ class PrefixCounts:
     kept_sequences: int = 0
     kept_tokens: int = 0  # of distinct beginnings
     hit_tokens: int = 0  # of prompts, that needed no prefill
-    evictions: int = 0  # sequences that were dropped before their time
-
-
-def common_prefix(one: Tokens, other: Tokens) -> int:
-    """Length of the longest common beginning."""
-    size = min(len(one), len(other))
-    for end in (min(size, GLANCE), size):
-        differs = one[:end] != other[:end]
-        if differs.any():
-            return int(differs.argmax())
-    return size
+    evictions: int = 0  # sequences whose cells were needed for others
+    stashed_bytes: int = 0
 
 
 class PrefixCache:
-    """Hands out the sequences of `cells`. limit: tokens that finished requests may leave behind, 0 keeps nothing.
+    """Hands out the sequences of `cells`.
 
+    limit: tokens that finished requests may leave behind in the cells, 0 keeps nothing; stash: bytes beside them.
     There are always more sequences than requests that run, where anything is kept.
     """
 
-    def __init__(self, cells: Cells, *, sequences: int, limit: int) -> None:
-        self._cells, self._limit = cells, limit
+    def __init__(self, cells: Cells, *, sequences: int, limit: int, stash: int = 0) -> None:
+        self._cells, self._limit, self._stash = cells, limit, Stash(stash)
         self._free = list(range(sequences))
         self._kept: dict[int, Holding] = {}  # by sequence, the least recently used first
         self.shares = limit > 0
@@ -71,11 +69,14 @@ class PrefixCache:
         The last is decoded again in any case, because its logits begin the answer.
         """
         donor, length = self._donor(owner, prompt[:-1], running) if self.shares else (-1, 0)
+        saved, longer = self._stash.longest(owner, prompt[:-1])
         if donor in self._kept:
             self._touch(donor)
         sequence = self.take()
-        if not length or not self._cells.share(donor, sequence, length):
-            return sequence, 0
+        if saved and longer >= length + WORTH_COPYING:
+            length = longer if self._restore(sequence, saved, longer) else 0
+        elif length and not self._cells.share(donor, sequence, length):
+            length = 0
         self.counts.hit_tokens += length
         return sequence, length
 
@@ -96,6 +97,7 @@ class PrefixCache:
             if common == len(other.tokens):
                 self._remove(other)
         if not 0 < len(holding.tokens) <= self._limit:
+            self._save(holding)
             self.drop(holding.sequence)
             return
         self.counts.kept_tokens += self._own(holding)
@@ -110,19 +112,37 @@ class PrefixCache:
         self._free.append(sequence)
 
     def evict(self) -> bool:
-        """Give up the least recently used sequence; False where none is kept."""
+        """Move the least recently used sequence out of the cells; False where none is kept."""
         if not self._kept:
             return False
-        self._remove(next(iter(self._kept.values())))
+        holding = next(iter(self._kept.values()))
+        self._save(holding)
+        self._remove(holding)
         self.counts.evictions += 1
         return True
 
     def disown(self, owns: Hashable) -> None:
         """Give up what an adapter's owners left behind. owns: the first part of the owners."""
-        for holding in [
-            held for held in self._kept.values() if isinstance(held.owner, tuple) and held.owner[0] == owns
-        ]:
+
+        def of_it(owner: Hashable) -> bool:
+            return isinstance(owner, tuple) and owner[0] == owns
+
+        for holding in [held for held in self._kept.values() if of_it(held.owner)]:
             self._remove(holding)
+        self._stash.disown(of_it)
+        self.counts.stashed_bytes = self._stash.bytes
+
+    def _save(self, holding: Holding) -> None:
+        if self.shares and len(holding.tokens) >= WORTH_COPYING:
+            self._stash.put(holding.owner, holding.tokens, lambda: self._cells.save(holding.sequence))
+            self.counts.stashed_bytes = self._stash.bytes
+
+    def _restore(self, sequence: int, saved: Saved, length: int) -> bool:
+        self._stash.touch(saved)
+        while not self._cells.restore(sequence, saved.cells, length):
+            if not self.evict():
+                return False
+        return True
 
     def _donor(self, owner: Hashable, wanted: Tokens, running: Iterable[Holding]) -> tuple[int, int]:
         best, length = -1, 0

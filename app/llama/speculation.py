@@ -35,12 +35,12 @@ def continuation(tokens: Tokens, limit: int) -> list[int]:
 
 
 class Luck:
-    """How likely the next token of a draft holds, by the drafts before. Begins hopeful, so that one is tried."""
+    """How likely the next token of a draft holds, by the drafts before. Begins in doubt: untried ones teach, too."""
 
     __slots__ = ("_failed", "_held")
 
     def __init__(self) -> None:
-        self._held, self._failed = 3.0, 1.0
+        self._held, self._failed = 1.0, 1.5
 
     def learn(self, held: int, *, failed: bool) -> None:
         """So many tokens of a draft held, and then one did not, or the draft was over."""

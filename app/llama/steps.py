@@ -24,9 +24,10 @@ from app.llama.context import NO_ROOM, Context
 from app.llama.job import Item, Job, Request, Stream, share_prefill
 from app.llama.model import Model
 from app.llama.pace import FEWEST_ROWS, Pace
-from app.llama.prefix import PrefixCache, common_prefix
+from app.llama.prefix import PrefixCache
 from app.llama.sampling import logprob
 from app.llama.speculation import continuation, worthwhile
+from app.llama.stash import common_prefix
 from app.llama.turns import Turns
 
 WORTH_WAITING = 32  # tokens of a prompt
@@ -42,7 +43,7 @@ class Limits(NamedTuple):
     """
 
     flush_s: float = 0.0
-    stall_s: float = 0.2
+    stall_s: float = 0.5
     speculation: int = 0
 
 
@@ -65,6 +66,7 @@ class Stats:
     kept_tokens: int = 0  # that finished requests left in the cache, common beginnings counted once
     kept_sequences: int = 0
     evictions: int = 0  # of kept sequences, whose place was needed
+    stashed_bytes: int = 0  # of those that left the cache
     generated_tokens: int = 0
     drafted_tokens: int = 0
     accepted_tokens: int = 0  # of the drafted ones
@@ -160,6 +162,7 @@ class StepLoop:
                 kept_tokens=prefixes.kept_tokens,
                 kept_sequences=prefixes.kept_sequences,
                 evictions=prefixes.evictions,
+                stashed_bytes=prefixes.stashed_bytes,
             )
 
     def check(self, step_timeout_s: float) -> None:

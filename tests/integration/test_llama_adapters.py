@@ -57,7 +57,7 @@ async def test_cells_are_not_shared_between_adapters(engine: Engine):
 async def test_no_adapter_starves(engine: Engine):
     """Five long answers of one adapter: another's comes within a few rounds of stall_s, and so does the base's.
 
-    stall_s is 0.2 s: three adapters take turns of 0.07 s each.
+    stall_s is 0.5 s: three adapters take turns of 0.17 s each.
     """
     crowd = [engine.generate(asked(adapter="x", max_tokens=200)) for _ in range(5)]
     for items in crowd:

@@ -258,9 +258,8 @@ async def test_a_thousand_requests_leak_nothing(folder: Path):
     """
     dice = random.Random(1)
     process = psutil.Process()
-    with running(
-        folder / "base.gguf", **{**ENGINE, "slots": 8, "queue": 200, "cache_tokens": 2048, "stall_s": 0.2}
-    ) as engine:
+    sizes = {"slots": 8, "queue": 200, "cache_tokens": 2048, "prefix_memory_bytes": 2**20, "stall_s": 0.2}
+    with running(folder / "base.gguf", **{**ENGINE, **sizes}) as engine:
         for name in ADAPTERS[1:]:
             await engine.load_adapter(name, folder / f"{name}.gguf")
 
@@ -294,6 +293,7 @@ async def test_a_thousand_requests_leak_nothing(folder: Path):
         assert (stats.waiting, stats.cells_reserved, stats.failed) == (0, 0, 0)
         assert stats.finished + stats.cancelled == 1000
         assert stats.cancelled > 100
+        assert stats.stashed_bytes <= 2**20
         assert sequences_held(engine) == stats.kept_sequences
         assert len(engine._prefixes._free) + stats.kept_sequences == engine._context.outputs
     assert after < 1.02 * before

@@ -78,7 +78,7 @@ async def test_what_a_departed_reader_loaded_is_not_lost(engine: Engine):
 
 async def test_under_pressure_old_prompts_make_room(gguf: Path):
     """A cache of two windows serves twenty prompts of half a window each, and the last ones are still there."""
-    with running(gguf, window=256, slots=2, cache_tokens=512) as engine:
+    with running(gguf, window=256, slots=2, cache_tokens=512, prefix_tokens=512, prefix_memory_bytes=0) as engine:
         requests = [asked(f"{number:02}" * 60, max_tokens=20) for number in range(20)]
         for request in requests:
             await answer(engine, request)
@@ -90,6 +90,26 @@ async def test_under_pressure_old_prompts_make_room(gguf: Path):
     assert stats.evictions >= 17
     assert stats.kept_tokens <= 512
     assert stats.failed == 0
+
+
+async def test_what_left_the_cache_comes_back_bit_for_bit(gguf: Path):
+    """Ten conversations through cells for one: their second turns load only what is new, and say what they would."""
+    first = [asked(f"{number} knows " * 12, max_tokens=20) for number in range(10)]
+    answered = Message(role="assistant", content="an answer")
+    turns = [
+        one.model_copy(update={"messages": (*one.messages, answered, Message(role="user", content="so?"))})
+        for one in first
+    ]
+    with running(gguf, window=256, slots=2, prefix_tokens=256) as engine:
+        asked_first = [await answer(engine, one) for one in first]
+        assert engine.stats().stashed_bytes > 0
+        again = [await answer(engine, one) for one in turns]
+        assert engine.stats().kept_tokens <= 256
+    for (_, before), (_, after) in zip(asked_first, again, strict=True):
+        assert after.usage.cached_tokens >= before.usage.prompt_tokens
+    with running(gguf, window=256, slots=2, prefix_tokens=0) as fresh:
+        alone = [(await answer(fresh, one))[0] for one in first], [(await answer(fresh, one))[0] for one in turns]
+    assert ([text for text, _ in asked_first], [text for text, _ in again]) == alone
 
 
 async def test_full_admission_evicts_and_never_fails(gguf: Path):

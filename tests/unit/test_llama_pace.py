@@ -44,6 +44,14 @@ def test_an_old_load_is_forgotten():
     assert pace.seconds(1) < 0.03
 
 
+def test_one_slow_step_moves_nothing():
+    """Whatever held the machine up for a second, the next budget is as before."""
+    pace = taught(r16=0.1)
+    for seconds in (0.1, 0.1, 2.0):
+        pace.observe(16, seconds)
+    assert pace.seconds(16) == 0.1
+
+
 def test_time_never_falls_with_rows():
     """A quick large step does not make small ones look dear in comparison."""
     pace = taught(r4=0.020, r8=0.010)

@@ -5,7 +5,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.llama.prefix import Holding, PrefixCache, common_prefix
+from app.llama.prefix import Holding, PrefixCache
+from app.llama.stash import CellBytes, common_prefix
 
 OWNER = (None, "default")
 
@@ -13,15 +14,25 @@ OWNER = (None, "default")
 class Table:
     """The KV cache as the prefix cache may use it: the tokens of each sequence. window: a cache that lost the rest."""
 
-    def __init__(self, window: int = 10**6) -> None:
+    def __init__(self, window: int = 10**6, room: int = 10**6) -> None:
         self.tokens: dict[int, list[int]] = {}
-        self._window = window
+        self._window, self.room = window, room
 
     def share(self, source: int, target: int, length: int) -> bool:
         assert target not in self.tokens, "a sequence in use was handed out"
         if length > self._window:
             return False
         self.tokens[target] = self.tokens[source][:length]
+        return True
+
+    def save(self, sequence: int) -> CellBytes:
+        return np.array(self.tokens[sequence], np.uint8)
+
+    def restore(self, target: int, saved: CellBytes, length: int) -> bool:
+        assert target not in self.tokens, "a sequence in use was handed out"
+        if sum(map(len, self.tokens.values())) + len(saved) > self.room:
+            return False
+        self.tokens[target] = saved[:length].tolist()
         return True
 
     def forget(self, sequence: int) -> None:
@@ -31,8 +42,8 @@ class Table:
         self.tokens[sequence] = list(tokens)
 
 
-def cache(table: Table, *, sequences: int = 4, limit: int = 1000) -> PrefixCache:
-    return PrefixCache(table, sequences=sequences, limit=limit)
+def cache(table: Table, *, sequences: int = 4, limit: int = 1000, stash: int = 0) -> PrefixCache:
+    return PrefixCache(table, sequences=sequences, limit=limit, stash=stash)
 
 
 def served(prefixes: PrefixCache, table: Table, text: str, owner: object = OWNER) -> int:
@@ -151,6 +162,61 @@ def test_what_an_unloaded_adapter_left_is_given_up():
     prefixes.disown("adapter")
     assert list(table.tokens.values()) == [list(b"two")]
     assert (prefixes.counts.kept_tokens, prefixes.counts.kept_sequences) == (3, 1)
+
+
+def test_what_leaves_the_cells_comes_back_from_the_stash():
+    """A long prompt whose place was needed: its next turn finds all of it, and nobody else does."""
+    table = Table()
+    prefixes = cache(table, limit=50, stash=1000)
+    served(prefixes, table, "a" * 40)
+    served(prefixes, table, "b" * 40)
+    assert list(table.tokens.values()) == [list(b"b" * 40)]
+    assert prefixes.counts.stashed_bytes == 40
+    assert served(prefixes, table, "a" * 45, (None, "stranger")) == 0
+    assert served(prefixes, table, "a" * 45) == 40
+
+
+def test_the_stash_keeps_each_beginning_once():
+    """What goes on with it takes its place."""
+    table = Table()
+    prefixes = cache(table, limit=50, stash=1000)
+    for text in ("a" * 40, "b" * 40, "a" * 44, "b" * 44):
+        served(prefixes, table, text)
+    assert prefixes.counts.stashed_bytes == 40 + 44  # "b" from its first turn, "a" from its second
+
+
+def test_the_stash_stays_within_its_bytes():
+    """The least recently used goes, and then it is decoded again."""
+    table = Table()
+    prefixes = cache(table, limit=40, stash=90)
+    for letter in "abcde":
+        served(prefixes, table, letter * 40)
+        assert prefixes.counts.stashed_bytes <= 90
+    assert served(prefixes, table, "a" * 41) == 0
+    assert served(prefixes, table, "d" * 41) == 40
+
+
+def test_a_copy_comes_back_only_where_there_is_room():
+    """What is kept makes room for it; where running requests hold the cells, the prompt is decoded again."""
+    table = Table(room=100)
+    prefixes = cache(table, limit=50, stash=1000)
+    served(prefixes, table, "a" * 40)
+    served(prefixes, table, "b" * 40)  # "a" is in the stash, "b" kept
+    table.tokens[99] = [0] * 50  # a running one
+    assert served(prefixes, table, "a" * 45) == 40
+    table.tokens[99] = [0] * 90
+    assert served(prefixes, table, "b" * 45) == 0
+
+
+def test_the_stash_of_an_unloaded_adapter_is_given_up():
+    """Another one may come by its name."""
+    table = Table()
+    prefixes = cache(table, limit=50, stash=1000)
+    served(prefixes, table, "a" * 40, ("adapter", "default"))
+    served(prefixes, table, "b" * 40)
+    prefixes.disown("adapter")
+    assert prefixes.counts.stashed_bytes == 0
+    assert served(prefixes, table, "a" * 45, ("adapter", "default")) == 0
 
 
 @given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=8), st.sampled_from("xy")), max_size=30))
