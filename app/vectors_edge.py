@@ -36,6 +36,7 @@ from qdrant_edge import (
     EdgeVectorParams,
     FieldCondition,
     Filter,
+    HasIdCondition,
     HasVectorCondition,
     IdfParams,
     KeywordIndexParams,
@@ -43,7 +44,6 @@ from qdrant_edge import (
     MatchValue,
     Modifier,
     Point,
-    Prefetch,
     QueryBatchRequest,
     QueryRequest,
     RangeFloat,
@@ -139,11 +139,12 @@ class EdgeVectors:
         else:
             check_space(collection, has=found.record.space, wanted=space)
 
+    def check(self, index: Index, vectors: Floats) -> None:
+        """Raise what `upsert` would raise, and write nothing."""
+        self._open_for(index, vectors)
+
     def upsert(self, index: Index, vectors: Floats) -> None:
-        found = self._find(index.collection)
-        if found is None:
-            raise unknown(index.collection)
-        check_vectors(index, vectors, found.record.space)
+        found = self._open_for(index, vectors)
         language = found.record.space.language
         with _translated():
             points = [
@@ -262,6 +263,14 @@ class EdgeVectors:
         self._find(collection)  # opened anew, it drops the copy
         self._tried[collection] = self._unindexed(collection)
 
+    def _open_for(self, index: Index, vectors: Floats) -> _Collection:
+        """The collection that takes them. Raises InvalidRequest where there is none, or they do not fit."""
+        found = self._find(index.collection)
+        if found is None:
+            raise unknown(index.collection)
+        check_vectors(index, vectors, found.record.space)
+        return found
+
     def _unindexed(self, collection: str) -> int:
         shard = self._open[collection].shard
         with _translated():
@@ -275,20 +284,17 @@ class EdgeVectors:
         if found is None:
             return {}
         check_space(name, has=found.record.space, wanted=query.space)
-        mine, wanted, words = _matching(query.tenant), _wanted(query), query.words
+        mine, words = _matching(query.tenant), query.words
         kinds = [(EdgeQuery.Nearest(query.vector.tolist()), SearchParams(hnsw_ef=HNSW_EF))]
         if words.indices:
             said = EdgeQuery.Nearest(_sparse(words), using=WORDS)
             kinds.append((said, SearchParams(idf=IdfParams(corpus=mine))))
-        nearest = [Prefetch(limit=CANDIDATES, query=kind, filter=wanted, params=how) for kind, how in kinds]
-        requests = [
-            QueryRequest(limit=2 * CANDIDATES, prefetches=nearest, query=kind, filter=wanted, params=how)
-            for kind, how in kinds
-        ]
-        with _translated():
-            cosines, *bm25 = found.shard.query_batch(QueryBatchRequest(requests))
-        by_words = {hit.id: hit.score for hits in bm25 for hit in hits}
-        return {hit.id: Scores(hit.score, by_words.get(hit.id, 0.0)) for hit in cosines}
+        halves = _asked(found.shard, kinds, [_wanted(query)] * len(kinds))
+        near = set().union(*halves)
+        others = [Filter(must=[HasIdCondition(near - half.keys())]) for half in halves]
+        rest = _asked(found.shard, kinds, others) if len(kinds) > 1 else [{}]
+        cosines, *bm25 = [half | other for half, other in zip(halves, rest, strict=True)]
+        return {key: Scores(score, bm25[0].get(key, 0.0) if bm25 else 0.0) for key, score in cosines.items()}
 
     def _find(self, collection: str) -> _Collection | None:
         if collection not in self._open:
@@ -324,6 +330,19 @@ def _named(vector: Floats, words: Words) -> dict[str, list[float] | SparseVector
 
 def _sparse(words: Words) -> SparseVector:
     return SparseVector(list(words.indices), list(words.values))
+
+
+def _asked(
+    shard: EdgeShard, kinds: Sequence[tuple[EdgeQuery, SearchParams]], filters: Sequence[Filter]
+) -> list[dict[PointId, float]]:
+    """Scores of the best by each kind of query. The engine scans for each once; a prefetch would scan once more."""
+    requests = [
+        QueryRequest(limit=CANDIDATES, query=kind, filter=wanted, params=how)
+        for (kind, how), wanted in zip(kinds, filters, strict=True)
+    ]
+    with _translated():
+        found = shard.query_batch(QueryBatchRequest(requests))
+    return [{hit.id: hit.score for hit in hits} for hits in found]
 
 
 def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) -> Filter:

@@ -22,6 +22,8 @@ from app.vectors_edge import OPTIMIZE_FROM, EdgeVectors
 P = ParamSpec("P")
 T = TypeVar("T")
 
+TURN = 32  # chunks of an upsert, some 15 ms of the engine's thread, between which others have their turn
+
 log = logging.getLogger(__name__)
 
 
@@ -40,7 +42,10 @@ class VectorStore:
         await self._run(self._edge.create, collection, space)
 
     async def upsert(self, index: Index, vectors: Floats) -> None:
-        await self._run(self._edge.upsert, index, vectors)
+        await self._run(self._edge.check, index, vectors)
+        for start in range(0, len(index.chunks), TURN):
+            part = index.model_copy(update={"chunks": index.chunks[start : start + TURN]})
+            await self._run(self._edge.upsert, part, vectors[start : start + TURN])
         self._written()
 
     async def delete(self, collection: str, tenant: str, document_id: str, from_chunk: int = 0) -> None:
