@@ -39,7 +39,11 @@ def present(name: str) -> None:
     """Raises Misconfigured, within a second, where there is no such model to tune. The Hub is not asked."""
     path = _path(name)
     if path.suffix == ".gguf" or path.is_file():
-        _can_be_read_back(path)
+        if not path.is_file():
+            raise Misconfigured(SETTING, f"there is no file {path}", "Give the path of a .gguf, or a folder.")
+        with path.open("rb") as file:
+            if file.read(4) != b"GGUF":
+                raise Misconfigured(SETTING, f"{path} is no GGUF file", "Give another one.")
     elif path.is_dir():
         _has_all(path)
     elif name.startswith((".", "/", "~")) or name.count("/") != 1:
@@ -51,6 +55,7 @@ def find(name: str, home: Path) -> Base:
     present(name)
     path = _path(name)
     if path.is_file():
+        _can_be_read_back(path)
         content = _sha256(path)
         return Base(_restored(path, content, home), content, path)
     folder = path if path.is_dir() else _downloaded(name, home)
@@ -65,16 +70,11 @@ def _path(name: str) -> Path:
 
 def _can_be_read_back(path: Path) -> None:
     """A GGUF of a kind that cannot become weights for training is refused."""
-    if not path.is_file():
-        raise Misconfigured(SETTING, f"there is no file {path}", "Give the path of a .gguf, or a folder.")
-    try:
-        name = _fields(path)["general.architecture"]
-    except ValueError as error:
-        raise Misconfigured(SETTING, f"{path} is no GGUF file ({error})", "Give another one.") from error
     if _ours(path):
         return
     from transformers.modeling_gguf_pytorch_utils import GGUF_SUPPORTED_ARCHITECTURES
 
+    name = _fields(path)["general.architecture"]
     if name not in GGUF_SUPPORTED_ARCHITECTURES:
         known = ", ".join(sorted(GGUF_SUPPORTED_ARCHITECTURES))
         problem = f"{path} is of the architecture '{name}', which cannot be read back from a GGUF for training"
@@ -122,7 +122,7 @@ def _ours(path: Path) -> bool:
 
 
 def _fields(path: Path) -> dict[str, object]:
-    """What a GGUF says about these; None where it says nothing. Raises ValueError where it is no GGUF."""
+    """What a GGUF says about these; None where it says nothing."""
     reader = gguf.GGUFReader(path)
     names = ("general.architecture", "tokenizer.ggml.pre", "tokenizer.ggml.tokens")
     found = {name: reader.get_field(name) for name in names}

@@ -49,7 +49,7 @@ def make(work: Work[Recipe]) -> Outcome:
     found = base.find(recipe.base, work.home)
     work.progress(0, None, "tokenising")
     shutil.rmtree(rows, ignore_errors=True)
-    counts, dropped = _tokenise(work, found, rows)
+    counts, dropped = tokenise(work, found, rows)
     from train.fitting import Job
 
     job = Job(base=found.folder, rows=rows, adapter=_previous(work), recipe=recipe)
@@ -91,7 +91,7 @@ def _previous(work: Work[Recipe]) -> Path | None:
     return folder / "adapter"
 
 
-def _tokenise(work: Work[Recipe], found: base.Base, rows: Path) -> tuple[dict[str, int], dict[str, int]]:
+def tokenise(work: Work[Recipe], found: base.Base, rows: Path) -> tuple[dict[str, int], dict[str, int]]:
     """Write the rows that workers read. Returns counts and what was dropped."""
     import datasets
 
