@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag
 from pydantic.json_schema import SkipJsonSchema
 
+from app.arguments import value_of
 from app.dialects.events import Json
 from app.errors import ContextTooLong, InvalidRequest, MindFuError, Overloaded, Unavailable, UnsupportedOption
 from app.messages import Generate, JsonFormat, Message, NamedTool, RagOptions, Sampling, Tool, ToolCall, ToolChoice
@@ -333,7 +334,7 @@ def blocks_of(message: Message) -> list[Json]:
 def arguments_of(call: ToolCall) -> Json:
     """A call's arguments, an object; those that were cut short are shown as they are."""
     try:
-        found = json.loads(call.arguments or "{}")
+        found = value_of(call.arguments or "{}")
     except ValueError:
         found = None
     return found if isinstance(found, dict) else {"invalid_arguments": call.arguments}

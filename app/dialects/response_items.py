@@ -4,10 +4,10 @@ Ids tell where an item stands (`msg_<response>_<place>`), so that none needs to 
 """
 
 import base64
-import json
 from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
+from app.arguments import value_of
 from app.dialects.events import Json
 from app.dialects.openai import CITATION
 from app.messages import Alternative, Message, Passage, TokenLogprob, ToolCall
@@ -110,7 +110,7 @@ def call_item(stem: str, place: int, call: ToolCall, status: Status, customs: Co
 def custom_input(arguments: str) -> str:
     """What a custom tool is called with. A call that was cut short has its arguments as they stand."""
     try:
-        given = json.loads(arguments)
+        given = value_of(arguments)
     except ValueError:
         return arguments
     return given[CUSTOM_INPUT] if isinstance(given, dict) and isinstance(given.get(CUSTOM_INPUT), str) else arguments

@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Callable, Sequence
 
+from app.arguments import value_of
 from app.messages import Message, Tool, ToolCall
 
 SHORT_ID = re.compile("[A-Za-z0-9]{9}")
@@ -138,8 +139,8 @@ def _written(call: ToolCall) -> str:
 
 def _of_object(call: ToolCall) -> ToolCall:
     try:
-        whole = isinstance(json.loads(call.arguments or "{}"), dict)
-    except (ValueError, RecursionError):
+        whole = isinstance(value_of(call.arguments or "{}"), dict)
+    except ValueError:
         whole = False
     arguments = call.arguments or "{}" if whole else json.dumps({"arguments": call.arguments}, ensure_ascii=False)
     return call.model_copy(update={"arguments": arguments})

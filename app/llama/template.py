@@ -4,7 +4,6 @@ Templates are Jinja in the dialect of Hugging Face transformers, rendered in Jin
 the model file, never with a request.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from datetime import UTC, datetime
 from typing import Any, NamedTuple, NoReturn
@@ -15,6 +14,7 @@ from jinja2.nodes import Node
 from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
+from app.arguments import value_of
 from app.errors import InvalidRequest, Misconfigured
 from app.llama.arrange import ARRANGEMENTS, described, object_arguments, one_call_each, short_ids, told
 from app.llama.syntax import recognise
@@ -188,7 +188,7 @@ def _as_template_sees(message: Message, mark: Callable[[str], str]) -> dict[str,
 
 def _call_as_template_sees(call: ToolCall, mark: Callable[[str], str]) -> dict[str, Any]:
     try:
-        arguments = _marked(json.loads(call.arguments), mark)
+        arguments = _marked(value_of(call.arguments), mark)
     except ValueError:
         arguments = mark(call.arguments)  # a malformed call that some model made: shown as it was written
     function = {"name": mark(call.name), "arguments": arguments}
