@@ -224,7 +224,9 @@ class EdgeVectors:
 
     def due(self, optimize_from: int = OPTIMIZE_FROM) -> tuple[str, ...]:
         """The open collections that got so many chunks since the last try that searching them has become slow."""
-        return tuple(name for name in self._open if self._unindexed(name) - self._tried.get(name, 0) >= optimize_from)
+        with _translated():
+            waiting = {name: _unindexed(kept.shard) - self._tried.get(name, 0) for name, kept in self._open.items()}
+        return tuple(name for name, chunks in waiting.items() if chunks >= optimize_from)
 
     def fork(self, collection: str) -> Path:
         """A copy of the shard, to be optimised by `python -m app.vectors_edge COPY` and then adopted."""
@@ -243,6 +245,7 @@ class EdgeVectors:
         assert found is not None
         with _translated():
             shard = EdgeShard.load(str(copy))
+            tried = _unindexed(shard)  # before what was written meanwhile, which nobody has tried to index
             for operation in found.journal or ():
                 shard.update(operation)
             shard.flush()
@@ -251,7 +254,7 @@ class EdgeVectors:
             self._open[collection] = _Collection(found.folder, record, shard)
             found.shard.close()
             _clean(found.folder, record)
-        self._tried[collection] = self._unindexed(collection)
+        self._tried[collection] = tried
 
     def abandon(self, collection: str) -> None:
         """Stay with the shard that the record names, and try again when as many chunks have come once more."""
@@ -261,7 +264,8 @@ class EdgeVectors:
         with _translated():
             found.shard.close()
         self._find(collection)  # opened anew, it drops the copy
-        self._tried[collection] = self._unindexed(collection)
+        with _translated():
+            self._tried[collection] = _unindexed(self._open[collection].shard)
 
     def _open_for(self, index: Index, vectors: Floats) -> _Collection:
         """The collection that takes them. Raises InvalidRequest where there is none, or they do not fit."""
@@ -270,13 +274,6 @@ class EdgeVectors:
             raise unknown(index.collection)
         check_vectors(index, vectors, found.record.space)
         return found
-
-    def _unindexed(self, collection: str) -> int:
-        shard = self._open[collection].shard
-        with _translated():
-            info = shard.info()
-            words = shard.count(CountRequest(filter=Filter(must=[HasVectorCondition(WORDS)])))
-        return info.points_count + words - info.indexed_vectors_count  # words are indexed as they come, and counted
 
     def _scores(self, name: str, query: Query) -> dict[PointId, Scores]:
         """Both scores of all chunks that are near by vector or by words."""
@@ -320,6 +317,12 @@ class EdgeVectors:
         _write(folder / RECORD, record.model_dump_json())
         self._open[collection] = _Collection(folder, record, shard)
         _clean(folder, record)
+
+
+def _unindexed(shard: EdgeShard) -> int:
+    info = shard.info()
+    words = shard.count(CountRequest(filter=Filter(must=[HasVectorCondition(WORDS)])))
+    return info.points_count + words - info.indexed_vectors_count  # words are indexed as they come, and counted
 
 
 def _named(vector: Floats, words: Words) -> dict[str, list[float] | SparseVector | list[list[float]]]:

@@ -418,6 +418,19 @@ def test_optimising_loses_nothing_that_was_written_meanwhile(tmp_path: Path, ver
     store.close()
 
 
+def test_what_came_while_a_copy_was_optimised_is_due_the_next_time(tmp_path: Path):
+    """The copy has never seen it: 30 chunks that came meanwhile wait for an index, the 10 before were tried."""
+    store = EdgeVectors(tmp_path)
+    store.create("docs", SPACE)
+    store.upsert(document("before", *"0123456789"), np.tile(EAST, (10, 1)))
+    copy = store.fork("docs")
+    store.upsert(document("during", *["x"] * 30), np.tile(UP, (30, 1)))
+    subprocess.run([sys.executable, "-m", "app.vectors_edge", copy], check=True)
+    store.adopt("docs", copy)
+    assert (store.due(30), store.due(31)) == (("docs",), ())
+    store.close()
+
+
 async def test_a_collection_that_grew_slow_is_optimised_by_itself(tmp_path: Path):
     """After a rest, in a child; nobody has to ask for it."""
     store = VectorStore(tmp_path, rest_s=0.01, optimize_from=10)
