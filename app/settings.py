@@ -5,7 +5,7 @@ No other module reads `os.environ`. Each part is handed its own slice.
 
 import os
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 
@@ -20,6 +20,10 @@ IMPORT_PATH = "deployments.graph:build"  # of the applications in serve_config.y
 CacheType = Literal["f16", "q8_0", "q4_0"]  # 16, 8.5 and 4.5 bits a number
 
 
+GpuNumber = Annotated[int, Field(ge=0)]
+GpuShare = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+
+
 class FurtherModel(Strict):
     """One more GGUF that the same replicas serve. None takes what the main model has, but for cache_tokens."""
 
@@ -30,6 +34,8 @@ class FurtherModel(Strict):
     cache_type_k: CacheType | None = None
     cache_type_v: CacheType | None = None
     gpu_layers: int | None = Field(None, ge=-1)
+    gpus: tuple[GpuNumber, ...] | None = None
+    gpu_split: tuple[GpuShare, ...] | None = None
     threads: int | None = Field(None, ge=1)
 
 
@@ -50,6 +56,9 @@ class LLMSettings(Strict):
     flash_attention: Literal["auto", "on", "off"] = "auto"  # auto: where llama.cpp has it for the model and device
     threads: int | None = Field(None, ge=1)  # None: 1 for models under 100 MB, else the CPUs free to this replica
     gpu_layers: int = Field(0, ge=-1)  # -1: all of them
+    gpus: tuple[GpuNumber, ...] | None = None  # of those that num_gpus gave the replica, from 0; None: all of them
+    gpu_split: tuple[GpuShare, ...] | None = None  # of the layers, for each of `gpus`; None: by their free memory
+    gpu_split_mode: Literal["layer", "row"] = "layer"  # over several GPUs: whole layers, or rows of each
     batch_tokens: int = Field(512, ge=32)  # tokens of one decode step: running sequences first, then prompt chunks
     stall_s: float = Field(0.5, gt=0)  # how long a running answer may stand still for others' prompts and adapters
     speculation: int = Field(16, ge=0, le=32)  # tokens of a draft copied from the prompt; 0: off
@@ -75,6 +84,23 @@ class LLMSettings(Strict):
         return self
 
     @model_validator(mode="after")
+    def gpus_are_used(self) -> Self:
+        if self.gpus is not None and not self.gpu_layers:
+            message = (
+                f"gpus is {self.gpus}, but gpu_layers is 0, so nothing would run there: set it to -1 for all layers"
+            )
+            raise ValueError(message)
+        if self.gpus is not None and (not self.gpus or len(set(self.gpus)) < len(self.gpus)):
+            message = f"gpus is {self.gpus}; it must name at least one GPU, and each once"
+            raise ValueError(message)
+        if self.gpu_split is not None and (len(self.gpu_split) != len(self.gpus or ()) or not sum(self.gpu_split)):
+            message = (
+                f"gpu_split has {len(self.gpu_split)} shares, gpus names {len(self.gpus or ())}: one for each of them"
+            )
+            raise ValueError(message)
+        return self
+
+    @model_validator(mode="after")
     def every_model_is_complete(self) -> Self:
         if taken := {self.name, *self.aliases} & set(self.models):
             message = f"models: {', '.join(sorted(taken))} is the main model's name or alias already"
@@ -86,7 +112,12 @@ class LLMSettings(Strict):
     def of(self, name: str) -> "LLMSettings":
         """The settings of one model: the main one's, with what a further one says otherwise."""
         own = {} if name == self.name else self.models[name].model_dump(exclude_none=True)
-        mine = self.model_dump(exclude={"aliases", "models", *({"cache_tokens"} if own else ())})
+        other = {"cache_tokens"} if own else set()
+        if own.get("gpu_layers") == 0:
+            other |= {"gpus", "gpu_split"}
+        elif "gpus" in own:
+            other |= {"gpu_split"}
+        mine = self.model_dump(exclude={"aliases", "models", *other})
         return LLMSettings.model_validate(mine | own | {"name": name})
 
 

@@ -1,6 +1,7 @@
 """Lint serve_config.yaml before anything starts: Ray Serve's own schema ignores a misspelt key, we name it."""
 
 import difflib
+import math
 import typing
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address
@@ -69,6 +70,8 @@ def _application_problems(application: Mapping[str, Any], where: str) -> Iterato
     except ValidationError as exc:
         for problem in exc.errors():
             yield f"{where}.args.{_dotted(problem['loc'])}: {_explained(problem)}"
+    else:
+        yield from _placement_problems(application, where)
     for deployment in application.get("deployments") or []:
         name = deployment.get("name")
         if name not in DEPLOYMENTS:
@@ -77,6 +80,24 @@ def _application_problems(application: Mapping[str, Any], where: str) -> Iterato
             yield f"{where}.deployments.Reranker: it is there only where args.rag.rerank names a model"
         if name == "VectorStore" and deployment.get("num_replicas", 1) != 1:
             yield f"{where}.deployments.VectorStore.num_replicas: must be 1, it owns a folder"
+
+
+def _placement_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:
+    """Layers on GPUs that the replica is not given, and GPUs that no layer goes to. Ray hides what it does not give."""
+    llm = Settings.model_validate(application.get("args") or {}).llm
+    deployments = {one.get("name"): one for one in application.get("deployments") or []}
+    given = (deployments.get("LlamaCpp", {}).get("ray_actor_options") or {}).get("num_gpus", 0)
+    models = [llm.of(name) for name in (llm.name, *llm.models)]
+    if not given and (wanting := next((model for model in models if model.gpu_layers), None)):
+        yield (
+            f"{where}.args.llm: gpu_layers of '{wanting.name}' is {wanting.gpu_layers}, but the LlamaCpp deployment "
+            "has no ray_actor_options.num_gpus, so it would see no GPU"
+        )
+    elif given and not any(model.gpu_layers for model in models):
+        yield f"{where}.deployments.LlamaCpp: num_gpus is {given}, but gpu_layers is 0: set it to -1 for all layers"
+    for model in models:
+        if given and model.gpus and max(model.gpus) >= math.ceil(given):
+            yield f"{where}.args.llm: gpus of '{model.name}' names {max(model.gpus)}, num_gpus is {given}: from 0 on"
 
 
 def _explained(problem: Any) -> str:

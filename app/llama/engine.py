@@ -36,7 +36,7 @@ class Engine:
         memory.check(path, settings)
         self._settings = settings
         self._bytes = path.stat().st_size
-        self._model = Model(path, gpu_layers=settings.gpu_layers)
+        self._model = Model(path, settings)
         trained = self._model.trained_window
         if settings.window > trained:
             raise Misconfigured("llm.window", f"is {settings.window}, the model was trained for {trained}", "Lower it")

@@ -6,13 +6,11 @@ buffers are an estimate. Linux tells what is free, a container's limit included;
 
 import struct
 from collections.abc import Mapping
-from functools import cache
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
-import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
-
 from app.errors import Misconfigured
+from app.llama.devices import chosen
 from app.settings import CacheType, LLMSettings
 
 MAGIC = b"GGUF"
@@ -20,7 +18,6 @@ NUMBERS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?
 STRING, ARRAY = 8, 9  # the other kinds of value
 LONGEST_LIST = 4096  # of numbers that are kept: per-layer sizes, not vocabularies
 BLOCK, BLOCK_BYTES = 32, {"f16": 64, "q8_0": 34, "q4_0": 18}  # of that many numbers in the cache
-GPU = (1, 2)  # GGML_BACKEND_DEVICE_TYPE_GPU, _IGPU
 
 
 class Need(NamedTuple):
@@ -101,7 +98,7 @@ class Sizes:
 def check(path: Path, settings: LLMSettings, room: Room | None = None) -> None:
     """Raise Misconfigured, with both numbers, where the model would not fit into what is free."""
     wanted, sizes = need(path, settings), Sizes(head(path))
-    room = room or free()
+    room = room or free(settings)
     layers = sizes.layers + 1  # llama.cpp counts the output as one
     offloaded = layers if settings.gpu_layers < 0 else min(settings.gpu_layers, layers)
     on_gpu = wanted.total * offloaded // layers
@@ -117,9 +114,10 @@ def check(path: Path, settings: LLMSettings, room: Room | None = None) -> None:
         raise Misconfigured("llm.model", problem, f"{remedy}, or free memory.")
 
 
-def free() -> Room:
-    """What this machine, or the container, has left."""
-    return Room(_free_ram(), _free_vram())
+def free(settings: LLMSettings) -> Room:
+    """What the machine or its container has left, and the GPUs of a model together. Raises Misconfigured."""
+    on = chosen(settings)
+    return Room(_free_ram(), sum(gpu.free for gpu in on) if on else None)
 
 
 def _free_ram() -> int | None:
@@ -141,44 +139,6 @@ def _free_in_container(otherwise: int) -> int:
     except OSError:
         return otherwise
     return otherwise if limit == "max" else max(0, int(limit) - used + int(stat.get("inactive_file", 0)))
-
-
-def _free_vram() -> int | None:
-    """Of all GPUs that llama.cpp can use together. None: there is none."""
-    devices = _Devices()
-    found = [devices.free(number) for number in range(devices.count()) if devices.kind(number) in GPU]
-    return sum(found) if found else None
-
-
-class _Devices:
-    """ggml's list of devices, which llama-cpp-python has no names for."""
-
-    def __init__(self) -> None:
-        C.llama_backend_init()
-        self._library = _ggml()
-
-    def count(self) -> int:
-        return int(self._library.ggml_backend_dev_count())
-
-    def kind(self, number: int) -> int:
-        return int(self._library.ggml_backend_dev_type(self._library.ggml_backend_dev_get(number)))
-
-    def free(self, number: int) -> int:
-        left, total = C.ctypes.c_size_t(), C.ctypes.c_size_t()
-        device = self._library.ggml_backend_dev_get(number)
-        self._library.ggml_backend_dev_memory(device, C.ctypes.byref(left), C.ctypes.byref(total))
-        return int(left.value)
-
-
-@cache
-def _ggml() -> Any:
-    library, pointer, size = C._lib, C.ctypes.c_void_p, C.ctypes.c_size_t  # noqa: SLF001 — ggml comes with llama.cpp
-    library.ggml_backend_dev_count.restype = size
-    library.ggml_backend_dev_get.argtypes, library.ggml_backend_dev_get.restype = [size], pointer
-    library.ggml_backend_dev_type.argtypes, library.ggml_backend_dev_type.restype = [pointer], C.ctypes.c_int
-    library.ggml_backend_dev_memory.argtypes = [pointer, C.ctypes.POINTER(size), C.ctypes.POINTER(size)]
-    library.ggml_backend_dev_memory.restype = None
-    return library
 
 
 def _row_bytes(kind: CacheType, length: int) -> int:

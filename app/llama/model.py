@@ -15,6 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from app.errors import Misconfigured
+from app.llama import devices
+from app.settings import LLMSettings
 
 Tokens = NDArray[np.int32]
 log = logging.getLogger(__name__)
@@ -50,23 +52,25 @@ def library() -> Library:
 
 
 class Model:
-    """Weights and vocabulary of one GGUF, freed when nobody holds them. gpu_layers: layers on the GPU, -1 is all."""
+    """Weights and vocabulary of one GGUF, freed when nobody holds them.
 
-    def __init__(self, path: Path, *, gpu_layers: int = 0) -> None:
+    settings: of which its place on GPUs is taken; None: main memory only. Raises Misconfigured.
+    """
+
+    def __init__(self, path: Path, settings: LLMSettings | None = None) -> None:
         self.path = path
         self._library = library()
         self._library.errors.clear()
-        if gpu_layers != 0 and not C.llama_supports_gpu_offload():
-            remedy = "Set it to 0, or install llama-cpp-python built for your GPU"
-            raise Misconfigured("llm.gpu_layers", f"is {gpu_layers}, but this llama.cpp has no GPU support", remedy)
+        settings = settings or LLMSettings()
         params = C.llama_model_default_params()
-        params.n_gpu_layers = gpu_layers
+        kept = devices.place(params, devices.chosen(settings), settings)
         # A prompt is tokenised in pieces, and llama.cpp would begin each with a space: the tokenizer does it, once.
         overrides = (C.llama_model_kv_override * 2)()
         overrides[0].tag, overrides[0].key = C.LLAMA_KV_OVERRIDE_TYPE_BOOL, SPACE_PREFIX.encode()
         overrides[0].value.val_bool = False
         params.kv_overrides = overrides
         self.handle = C.llama_model_load_from_file(str(path).encode(), params)
+        del kept  # the parameters point to it, and llama.cpp has read them
         if not self.handle:
             raise Misconfigured("llm.model", f"{path} does not load ({self._library.reason()})", "Use another GGUF")
         weakref.finalize(self, C.llama_model_free, self.handle).atexit = False

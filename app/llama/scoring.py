@@ -22,7 +22,7 @@ class Scorer:
     """Scores tokens with one GGUF, with or without adapters. Close it, or use it in a `with` block."""
 
     def __init__(self, path: Path, settings: LLMSettings, *, threads: int) -> None:
-        self.model = Model(path, gpu_layers=settings.gpu_layers)
+        self.model = Model(path, settings)
         storage = Storage(settings.cache_type_k, settings.cache_type_v, settings.flash_attention)
         self._window = settings.window
         self._context = Context(

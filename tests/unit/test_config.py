@@ -15,6 +15,7 @@ applications:
   - name: mindfu
     import_path: deployments.graph:build
 """
+GPUS = "    deployments: [{name: LlamaCpp, ray_actor_options: {num_gpus: 2}}]\n"
 
 
 def lint(tmp_path: Path, text: str, secrets: Secrets | None = None) -> list[str]:
@@ -41,6 +42,13 @@ def test_the_shipped_configuration_is_clean(tmp_path: Path):
         ("    deployments: [{name: VectorStore, num_replicas: 2}]", "must be 1"),
         ("    deployments: [{name: Reranker}]", "only where args.rag.rerank names a model"),
         ("    args: {documents: {chunking: fixed}}", "args.documents.chunking"),
+        ("    args: {llm: {gpu_layers: -1}}", "it would see no GPU"),
+        ("    args: {llm: {models: {big: {model: a.gguf, gpu_layers: 9}}}}", "'big' is 9"),
+        ("    deployments: [{name: LlamaCpp, ray_actor_options: {num_gpus: 1}}]", "gpu_layers is 0"),
+        (GPUS + "    args: {llm: {gpu_layers: -1, gpus: [2]}}", "names 2, num_gpus is 2"),
+        ("    args: {llm: {gpus: [0]}}", "nothing would run there"),
+        ("    args: {llm: {gpu_layers: -1, gpus: [0, 0]}}", "each once"),
+        ("    args: {llm: {gpu_layers: -1, gpus: [0, 1], gpu_split: [1]}}", "gpu_split has 1 shares, gpus names 2"),
         ("1: HeadOnly", "1: unknown key"),
         ("proxy_locaton: HeadOnly", "did you mean 'proxy_location'"),
     ],
