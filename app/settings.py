@@ -201,6 +201,18 @@ class Secrets(Strict):
         return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
 
 
+class Client(Strict):
+    """Where commands find a server that is not of this home."""
+
+    url: str | None = None  # MINDFU_URL
+    api_key: SecretStr | None = None  # MINDFU_API_KEY
+
+    @classmethod
+    def from_env(cls) -> Self:
+        """Read from MINDFU_<FIELD>; an empty variable counts as unset."""
+        return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
+
+
 def home() -> Path:
     """The folder that holds everything: MINDFU_HOME, or .mindfu where `serve run` was started. Absolute."""
     return Path(os.environ.get("MINDFU_HOME", ".mindfu")).resolve()

@@ -7,7 +7,6 @@ answers, and takes everything down on Ctrl-C.
 import argparse
 import contextlib
 import os
-import secrets as random
 import signal
 import socket
 import subprocess
@@ -22,7 +21,8 @@ import yaml
 from app.errors import Misconfigured
 from app.llama.source import locate
 from app.settings import IMPORT_PATH, Secrets, Settings, home
-from deployments import cli_adapters, cli_bench, cli_keys, cli_logs
+from deployments import cli_adapters, cli_bench, cli_ingest, cli_keys, cli_logs
+from deployments.joining import NAMESPACE, environment, noted
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -41,6 +41,7 @@ def main() -> None:
         command.set_defaults(action=lambda options, action=action: action(options.config))
     cli_bench.add(commands)
     cli_keys.add(commands)
+    cli_ingest.add(commands)
     cli_logs.add(commands)
     cli_adapters.add(commands)
     options = parser.parse_args()
@@ -60,7 +61,7 @@ def check(config: Path) -> int:
 
 def serve(config: Path) -> int:
     """Serve until interrupted. 0: stopped on request; 1: it failed to start or died; 2: bad configuration."""
-    _environment()  # first: Ray reads it when it is imported
+    environment(home())  # first: Ray reads it when it is imported
     if check(config):
         return 2
     parsed = yaml.safe_load(config.read_text())
@@ -100,29 +101,6 @@ def _find_models(config: dict[str, Any]) -> None:
                 locate(source, home())
 
 
-def _environment() -> None:
-    """What Ray and Serve read before they start. Values that are set already stay."""
-    folder = home()
-    folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations and keys are nobody else's to read
-    token = folder / "keys" / "ray_token"
-    if not token.exists():
-        token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        token.touch(0o600)
-        token.write_text(random.token_hex(32))
-    for name, value in {
-        "MINDFU_HOME": str(folder),
-        "RAY_ADDRESS": "local",  # a Ray of our own, even where another one runs
-        "RAY_AUTH_MODE": "token",
-        "RAY_AUTH_TOKEN_PATH": str(token),
-        "RAY_USAGE_STATS_ENABLED": "0",
-        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
-        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB: the guard limits, with a clear error
-        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # it would open the gateway's own port on all interfaces
-        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
-    }.items():
-        os.environ.setdefault(name, value)
-
-
 @contextlib.contextmanager
 def _ray() -> Iterator[str]:
     """A local Ray for as long as the block runs; the cluster of RAY_ADDRESS where that is set. Yields its address."""
@@ -134,14 +112,16 @@ def _ray() -> Iterator[str]:
     own: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 2), "object_store_memory": 512 * 2**20}
     context = ray.init(
         os.environ["RAY_ADDRESS"],
-        namespace="serve",
+        namespace=NAMESPACE,
         log_to_driver=False,
         logging_level="warning",
         **own if local else {},
     )
     print(f"  dashboard http://{context.dashboard_url}", flush=True)
+    address = context.address_info["gcs_address"]
     try:
-        yield context.address_info["gcs_address"]
+        with noted(home(), address):
+            yield address
     finally:
         ray.shutdown()
 

@@ -43,8 +43,18 @@ logger = logging.getLogger(__name__)
 class Indexes(Protocol):
     """What the librarian needs of the retriever."""
 
-    async def index(self, index: Index) -> int:
-        """Make a document's chunks findable. Idempotent."""
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """A document, read and embedded. vectors: of its passages, see `Retriever.index`."""
+
+    document: Document
+    data: bytes
+    chunks: tuple[Chunk, ...]
+    vectors: Floats
+
+
+    async def index(self, index: Index, vectors: Floats | None = None) -> int:
+        """Make a document's chunks findable. Idempotent. vectors: of its passages, where they are known."""
 
     async def forget(self, collection: str, document_id: str, tenant: str) -> None:
         """Make them unfindable. Idempotent."""
@@ -204,7 +214,9 @@ class Librarian:
             await self._let_go(held, row.document)
             return True
 
-    async def _take_in(self, document: Document, data: bytes, chunks: tuple[Chunk, ...]) -> Added:
+    async def _take_in(
+        self, document: Document, data: bytes, chunks: tuple[Chunk, ...], vectors: Floats | None = None
+    ) -> Added:
         documents = await self._documents()
         async with documents.hold(document) as held:
             row = await held.row()

@@ -116,8 +116,10 @@ class Retriever:
             found = widened(found, kept, search.neighbours)
         return found
 
-    async def index(self, index: Index) -> int:
+    async def index(self, index: Index, vectors: Floats | None = None) -> int:
         """Embed and keep a document's chunks; drop what an earlier version had beyond them. Returns their number.
+
+        vectors: of `passage_texts(index)`, where the embedder's model made them already.
 
         Nothing is written before everything is embedded. A failure in the middle of writing leaves some chunks: the
         caller indexes again, which is idempotent, or forgets the document.
@@ -130,10 +132,12 @@ class Retriever:
             index.model_copy(update={"chunks": index.chunks[start : start + BATCH]})
             for start in range(0, len(index.chunks), BATCH)
         ]
-        embedded = [await self._embedder.embed_passages(passage_texts(part)) for part in parts]
-        vectors = in_context(np.concatenate(embedded)) if embedded else np.zeros((0, 0), np.float32)
+        if vectors is None:
+            embedded = [await self._embedder.embed_passages(passage_texts(part)) for part in parts]
+            vectors = np.concatenate(embedded) if embedded else np.zeros((0, 0), np.float32)
+        leaning = in_context(vectors)
         for number, part in enumerate(parts):
-            await self._vectors.upsert(part, vectors[number * BATCH : (number + 1) * BATCH])
+            await self._vectors.upsert(part, leaning[number * BATCH : (number + 1) * BATCH])
         await self._vectors.delete(index.collection, index.tenant, index.document_id, len(index.chunks))
         return len(index.chunks)
 

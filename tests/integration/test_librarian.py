@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import numpy as np
 import pytest
 
 from app.documents import Held
@@ -16,8 +17,10 @@ from app.errors import InvalidRequest, NotFound, TooLarge, Unavailable, Unreadab
 from app.files import Files
 from app.messages import Added, Index, NewText
 from app.postgres_home import PostgresHome
+from app.reading import Reader
 from app.settings import DocumentSettings
-from deployments.librarian import UNCUT_CHARS, Librarian
+from app.vectors import Floats
+from deployments.librarian import UNCUT_CHARS, Librarian, Prepared, new_document
 from tests import documents
 
 pytestmark = pytest.mark.integration
@@ -38,8 +41,9 @@ class Shelf:
         self.open.set()
         self.away = False
 
-    async def index(self, index: Index) -> int:
+    async def index(self, index: Index, vectors: Floats | None = None) -> int:
         self.entered.set()
+        self.vectors = vectors
         await self.open.wait()
         key = (index.tenant, index.collection, index.document_id)
         self.chunks[key] = tuple(chunk.text for chunk in index.chunks[:1])
@@ -113,6 +117,26 @@ async def test_a_file_is_read_kept_and_indexed(librarian, shelf, tmp_path):
     assert shelf.chunks == {("acme", "farm", added.document.id): ("Wheat.\nRye.",)}
     other = await librarian.add_file("acme", "default", "report.pdf", None, data, "My title", {"year": 2026})
     assert (other.document.title, other.document.metadata) == ("My title", {"year": 2026})
+
+
+async def test_what_was_prepared_elsewhere_is_kept_like_an_upload(librarian, shelf, tmp_path):
+    """Once per content, whole or not at all; each document has its own answer, and vectors are passed on."""
+    data = b"# Harvest\n\nWheat was cut."
+    read = await Reader(await librarian.settings()).read(data, name="harvest.md")
+    documents = [new_document("acme", "farm", "harvest.md", data, read, {"source": "x"}) for _ in range(2)]
+    vectors = np.ones((1, 4), np.float32)
+    first, second = await librarian.add_prepared([Prepared(one, data, read.chunks, vectors) for one in documents])
+    assert sorted((first.duplicate, second.duplicate)) == [False, True]
+    assert first.document == second.document == await librarian.get("acme", first.document.id)
+    assert [path.read_bytes() for path in kept(tmp_path)] == [data]
+    assert shelf.vectors is vectors
+    upload = await librarian.add_file("acme", "farm", "again.md", None, data)
+    assert (upload.duplicate, upload.document.title) == (True, "Harvest")
+    shelf.away = True
+    other = new_document("acme", "default", "harvest.md", data, read, {})
+    (failed,) = await librarian.add_prepared([Prepared(other, data, read.chunks, vectors)])
+    assert isinstance(failed, Unavailable)
+    assert await librarian.list("acme", "default") == ()
 
 
 async def test_the_same_content_is_taken_in_once_per_collection(librarian, shelf):
@@ -344,7 +368,7 @@ KILLED = """
     from deployments.librarian import Librarian
 
     class Endless:
-        async def index(self, index):
+        async def index(self, index, vectors=None):
             print(index.document_id, flush=True)
             await asyncio.Event().wait()
 

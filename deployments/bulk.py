@@ -1,0 +1,277 @@
+"""The library of the server on this machine: documents go through Ray Data, and are written by its librarian.
+
+    sources → Reading (here: the files are) → Embedding (a pool, anywhere) → Writing → outcomes
+
+Reading cuts in the children of app/reading.py; embedding runs in processes of its own, which give way to everything
+else, so that questions are answered as before; writing is the librarian's, as for every upload. The rows between the
+stages are pickled lists, parcels of some hundred chunks: that is what one embedding pass can sort by length. The graph
+has all CPUs, by Ray's counting, so the stages ask for none.
+
+Starting the stages takes seconds, so a few documents go to the librarian as uploads do.
+"""
+
+import asyncio
+import hashlib
+import os
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+from ray.serve.handle import DeploymentHandle
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from app.errors import MindFuError, NotFound
+from app.ingestion import Held, Outcome, held_of, metadata_of, refused, taken
+from app.messages import Metadata
+from app.reading import Reader, ReadText
+from app.settings import DocumentSettings, EmbeddingSettings
+from app.sources import Content, Source, read
+from deployments.calls import FOREIGN, translated
+from deployments.embedder import load_model
+from deployments.joining import part
+from deployments.librarian import Prepared, index_of, new_document
+from deployments.retriever import passage_texts
+
+BULK_FROM = 32  # documents from which on the stages are worth their start
+PARCEL_CHUNKS = 256
+PARCEL_BYTES = 16 * 2**20
+BLOCK = 16  # sources that a reading process is given at once
+PAGE = 1000
+NICENESS = 10
+
+Batch = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What every stage knows. home: of the server."""
+
+    home: Path
+    tenant: str
+    collection: str
+    metadata: Metadata
+    private: bool
+    documents: DocumentSettings
+    embedding: EmbeddingSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Read:
+    """A source on its way from reading to embedding."""
+
+    source: Source
+    content: Content
+    text: ReadText
+
+
+class Cluster:
+    """One collection of one tenant of the graph that runs in the Ray that we are a driver of.
+
+    workers: processes that embed; None: one for each CPU of the cluster.
+    """
+
+    def __init__(
+        self,
+        home: Path,
+        *,
+        tenant: str = "default",
+        collection: str = "default",
+        metadata: Metadata | None = None,
+        private: bool = False,
+        workers: int | None = None,
+        bulk_from: int = BULK_FROM,
+    ) -> None:
+        self._librarian = part("Librarian")
+        self._plan = Plan(
+            home,
+            tenant,
+            collection,
+            metadata or {},
+            private,
+            _ask(self._librarian, "settings"),
+            _ask(part("Embedder"), "settings"),
+        )
+        self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
+        self._bulk_from = bulk_from
+
+    def held(self) -> Iterator[Held]:
+        """See app/ingestion.py."""
+        after: str | None = None
+        while True:
+            page = _ask(self._librarian, "list", self._plan.tenant, self._plan.collection, PAGE, after)
+            yield from map(held_of, page)
+            if len(page) < PAGE:
+                return
+            after = page[-1].id
+
+    def send(self, sources: Sequence[Source], known: Mapping[str, str]) -> Iterator[Outcome]:
+        """See app/ingestion.py."""
+        if len(sources) < self._bulk_from:
+            return self._one_by_one(sources, known)
+        return self._in_bulk(sources, known)
+
+    def delete(self, document: str) -> None:
+        """See app/ingestion.py."""
+        try:
+            _ask(self._librarian, "delete", self._plan.tenant, document)
+        except NotFound:
+            return
+
+    def _one_by_one(self, sources: Sequence[Source], known: Mapping[str, str]) -> Iterator[Outcome]:
+        with ThreadPoolExecutor(self._plan.documents.readers, "send") as pool:
+            yield from pool.map(lambda source: self._add(source, known), sources)
+
+    def _add(self, source: Source, known: Mapping[str, str]) -> Outcome:
+        plan = self._plan
+        try:
+            content = read(source, max_bytes=plan.documents.max_bytes, private=plan.private)
+            if there := known.get(hashlib.sha256(content.data).hexdigest()):
+                return Outcome(source.uri, "duplicate", document=there)
+            metadata = metadata_of(source, plan.metadata)
+            arguments = (content.name, content.media_type, content.data, None, metadata)
+            return taken(source, _ask(self._librarian, "add_file", plan.tenant, plan.collection, *arguments))
+        except MindFuError as error:
+            return refused(source, error)
+
+    def _in_bulk(self, sources: Sequence[Source], known: Mapping[str, str]) -> Iterator[Outcome]:
+        """The stages as Ray Data runs them: all at the same time, each with no more before it than it can take."""
+        context = ray.data.DataContext.get_current()
+        context.enable_progress_bars = False
+        context.print_on_execution_start = False
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        rows = [pickle.dumps(sources[start : start + BLOCK]) for start in range(0, len(sources), BLOCK)]
+        data = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=len(rows))
+        stages: list[tuple[Any, tuple[object, ...], int, Any]] = [
+            (Reading, (self._plan, ray.put(known)), 1, here),
+            (Embedding, (self._plan,), self._workers, "SPREAD"),
+            (Writing, (), 1, here),
+        ]
+        for stage, arguments, size, where in stages:
+            data = data.map_batches(
+                stage,
+                fn_constructor_args=arguments,
+                batch_size=1,
+                concurrency=size,
+                num_cpus=0,
+                scheduling_strategy=where,
+            )
+        for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
+            for row in batch["row"]:
+                yield from pickle.loads(row)  # noqa: S301 – our own
+
+
+class Reading:
+    """Sources to parcels of what was read, and outcomes of what was not."""
+
+    def __init__(self, plan: Plan, known: "ray.ObjectRef[Mapping[str, str]]") -> None:
+        self._plan, self._known = plan, ray.get(known)
+
+    def __call__(self, batch: Batch) -> Iterator[Batch]:
+        for row in batch["row"]:
+            sources: Sequence[Source] = pickle.loads(row)  # noqa: S301 – our own
+            yield from map(_rows, asyncio.run(self._parcels(sources)))
+
+    async def _parcels(self, sources: Sequence[Source]) -> list[list[Read | Outcome]]:
+        reader = Reader(self._plan.documents)
+        done = await asyncio.gather(*(self._read(reader, source) for source in sources))
+        return list(parcels(done))
+
+    async def _read(self, reader: Reader, source: Source) -> Read | Outcome:
+        plan = self._plan
+        try:
+            content = await asyncio.to_thread(read, source, max_bytes=plan.documents.max_bytes, private=plan.private)
+            if there := self._known.get(hashlib.sha256(content.data).hexdigest()):
+                return Outcome(source.uri, "duplicate", document=there)
+            text = await reader.read(content.data, name=content.name, media_type=content.media_type)
+            return Read(source, content, text)
+        except MindFuError as error:
+            return refused(source, error)
+
+
+class Embedding:
+    """Parcels to the same with vectors."""
+
+    def __init__(self, plan: Plan) -> None:
+        os.nice(NICENESS)
+        self._plan = plan
+        self._model = load_model(plan.embedding, plan.home)
+
+    def __call__(self, batch: Batch) -> Batch:
+        return _rows(*(self._embedded(pickle.loads(row)) for row in batch["row"]))  # noqa: S301 – our own
+
+    def _embedded(self, parcel: Sequence[Read | Outcome]) -> list[tuple[Source, Prepared] | Outcome]:
+        plan = self._plan
+        found: list[tuple[Source, Prepared] | Outcome] = [one for one in parcel if isinstance(one, Outcome)]
+        items = [one for one in parcel if isinstance(one, Read)]
+        documents = [
+            new_document(
+                plan.tenant,
+                plan.collection,
+                one.content.name,
+                one.content.data,
+                one.text,
+                metadata_of(one.source, plan.metadata),
+            )
+            for one in items
+        ]
+        texts = [
+            passage_texts(index_of(document, one.text.chunks)) for one, document in zip(items, documents, strict=True)
+        ]
+        vectors = self._model.embed_passages([text for of_one in texts for text in of_one])
+        ends = np.cumsum([len(of_one) for of_one in texts])
+        for one, document, end in zip(items, documents, ends, strict=True):
+            mine = vectors[end - document.chunks : end]
+            found.append((one.source, Prepared(document, one.content.data, one.text.chunks, mine)))
+        return found
+
+
+class Writing:
+    """Parcels with vectors to outcomes."""
+
+    def __init__(self) -> None:
+        self._librarian = part("Librarian")
+
+    def __call__(self, batch: Batch) -> Batch:
+        return _rows(*(self._written(pickle.loads(row)) for row in batch["row"]))  # noqa: S301 – our own
+
+    def _written(self, parcel: Sequence[tuple[Source, Prepared] | Outcome]) -> list[Outcome]:
+        found = [one for one in parcel if isinstance(one, Outcome)]
+        new = [one for one in parcel if not isinstance(one, Outcome)]
+        added = _ask(self._librarian, "add_prepared", [prepared for _, prepared in new]) if new else ()
+        for (source, _), one in zip(new, added, strict=True):
+            found.append(refused(source, one) if isinstance(one, MindFuError) else taken(source, one))
+        return found
+
+
+def parcels(done: Sequence[Read | Outcome]) -> Iterator[list[Read | Outcome]]:
+    """What was read in parcels that are neither many chunks nor many bytes, unless one document is. Never an empty
+    one.
+    """
+    parcel: list[Read | Outcome] = []
+    chunks = size = 0
+    for one in done:
+        parcel.append(one)
+        if isinstance(one, Read):
+            chunks, size = chunks + len(one.text.chunks), size + len(one.content.data)
+        if chunks >= PARCEL_CHUNKS or size >= PARCEL_BYTES:
+            yield parcel
+            parcel, chunks, size = [], 0, 0
+    if parcel:
+        yield parcel
+
+
+def _rows(*parcels: object) -> Batch:
+    return {"row": [pickle.dumps(parcel) for parcel in parcels]}
+
+
+def _ask(handle: DeploymentHandle, method: str, *arguments: object) -> Any:
+    """The answer of a deployment, from outside of the graph. Raises MindFuError as it was raised there."""
+    try:
+        return getattr(handle, method).remote(*arguments).result()
+    except FOREIGN as error:
+        raise translated(handle.deployment_name, error) from error

@@ -1,0 +1,82 @@
+"""Find the Ray of a home, and join it: `mindfu serve` notes where it runs, other commands of this machine go there."""
+
+import contextlib
+import os
+import secrets as random
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ray.serve.handle import DeploymentHandle
+
+NAMESPACE = "serve"
+
+
+def environment(home: Path) -> None:
+    """What Ray and Serve read before they are imported. Values that are set already stay."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)  # conversations and keys are nobody else's to read
+    token = home / "keys" / "ray_token"
+    if not token.exists():
+        token.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        token.touch(0o600)
+        token.write_text(random.token_hex(32))
+    for name, value in {
+        "MINDFU_HOME": str(home),
+        "RAY_ADDRESS": "local",  # a Ray of our own, even where another one runs
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN_PATH": str(token),
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB: the guard limits, with a clear error
+        "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # it would open the gateway's own port on all interfaces
+        "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+    }.items():
+        os.environ.setdefault(name, value)
+
+
+@contextlib.contextmanager
+def noted(home: Path, address: str) -> Iterator[None]:
+    """While the block runs, the home says where its Ray is. address: host:port."""
+    note = home / "ray_address"
+    note.write_text(address)
+    try:
+        yield
+    finally:
+        note.unlink(missing_ok=True)
+
+
+def address_of(home: Path) -> str | None:
+    """Where the home's Ray is; None where none answers."""
+    try:
+        address = (home / "ray_address").read_text().strip()
+        host, _, port = address.rpartition(":")
+        with socket.create_connection((host, int(port)), 2.0):
+            return address
+    except (OSError, ValueError):
+        return None
+
+
+@contextlib.contextmanager
+def joined(home: Path, address: str) -> Iterator[None]:
+    """Be a driver of that Ray while the block runs."""
+    environment(home)
+    os.environ["RAY_ADDRESS"] = address
+    import ray
+
+    ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+def part(name: str) -> "DeploymentHandle":
+    """A handle of the running graph's deployment. Raises LookupError where the graph does not run."""
+    from ray import serve
+
+    for application, status in serve.status().applications.items():
+        if name in status.deployments:
+            return serve.get_deployment_handle(name, application)
+    raise LookupError(name)
