@@ -10,8 +10,9 @@ Once begun, taking in and letting go run to their end even if the client leaves.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from contextvars import Context
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -25,10 +26,10 @@ from app.files import Files
 from app.memory import Memory
 from app.messages import Added, Chunk, Document, Index, Metadata, NewText
 from app.postgres import open_pool
-from app.reading import Reader
+from app.reading import Reader, ReadText
 from app.reading_text import clean, clean_title, file_name, first_heading
 from app.settings import DocumentSettings, Secrets
-from app.vectors import check_name
+from app.vectors import Floats, check_name
 from deployments.remembering import Remembering
 from deployments.retriever import Handle
 
@@ -150,20 +151,20 @@ class Librarian:
         if known := await (await self._documents()).of_content(*key):
             return Added(document=known, duplicate=True)
         read = await self._reader.read(data, name=name, media_type=media_type)
-        document = Document(
-            id=new_id(),
-            tenant=tenant,
-            collection=collection,
-            title=clean_title(title) or read.title,
-            name=file_name(name) or None,
-            media_type=read.media_type,
-            sha256=key[2],
-            size=len(data),
-            chunks=len(read.chunks),
-            created_at=datetime.now(UTC),
-            metadata=metadata or {},
-        )
+        document = new_document(tenant, collection, name, data, read, metadata or {}, title)
         return await self._to_its_end(self._take_in(document, data, read.chunks))
+
+    async def add_prepared(self, prepared: Sequence[Prepared]) -> tuple[Added | MindFuError, ...]:
+        """Take in documents that were read and embedded elsewhere, in the way of all documents. An answer for each."""
+        takes = [self._to_its_end(self._take_in(one.document, one.data, one.chunks, one.vectors)) for one in prepared]
+        done = await asyncio.gather(*takes, return_exceptions=True)
+        if bug := next((one for one in done if not isinstance(one, Added | MindFuError)), None):
+            raise bug
+        return tuple(one for one in done if isinstance(one, Added | MindFuError))
+
+    async def settings(self) -> DocumentSettings:
+        """What it was made with, so that others can read and cut as it does."""
+        return self._settings
 
     async def get(self, tenant: str, document_id: str) -> Document:
         """One document. Raises NotFound, for one that is not ready as well."""
@@ -227,15 +228,7 @@ class Librarian:
             document = await held.begin(document)
             try:
                 await asyncio.to_thread(self._files.keep, document, data)
-                await self._retriever.index(
-                    Index(
-                        tenant=document.tenant,
-                        collection=document.collection,
-                        document_id=document.id,
-                        title=document.title,
-                        chunks=chunks,
-                    )
-                )
+                await self._retriever.index(index_of(document, chunks), vectors)
                 await held.move(document, "ready")
             except Exception:
                 await self._discard(held, document)
@@ -317,6 +310,36 @@ class Librarian:
             raise TooLarge("content", size, limits.max_bytes, "bytes", "documents.max_bytes")
         if chars > limits.max_text_chars:
             raise TooLarge("content", chars, limits.max_text_chars, "characters", "documents.max_text_chars")
+
+
+def new_document(
+    tenant: str, collection: str, name: str, data: bytes, read: ReadText, metadata: Metadata, title: str | None = None
+) -> Document:
+    """The record of a file that was read. name: as the sender gave it."""
+    return Document(
+        id=new_id(),
+        tenant=tenant,
+        collection=collection,
+        title=clean_title(title) or read.title,
+        name=file_name(name) or None,
+        media_type=read.media_type,
+        sha256=hashlib.sha256(data).hexdigest(),
+        size=len(data),
+        chunks=len(read.chunks),
+        created_at=datetime.now(UTC),
+        metadata=metadata,
+    )
+
+
+def index_of(document: Document, chunks: tuple[Chunk, ...]) -> Index:
+    """What the retriever is given of a document."""
+    return Index(
+        tenant=document.tenant,
+        collection=document.collection,
+        document_id=document.id,
+        title=document.title,
+        chunks=chunks,
+    )
 
 
 def _uncut(text: str) -> tuple[Chunk, ...]:
