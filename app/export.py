@@ -7,7 +7,7 @@ answer was given are no part of a line.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from app.dialects.openai_messages import external
@@ -61,9 +61,17 @@ def worth_learning(turn: RecordedTurn) -> bool:
     return turn.status == "complete" and bool(said) and score(turn) >= 0
 
 
-def training_line(path: Sequence[RecordedTurn], system: Sequence[tuple[int, Message]] = ()) -> str | None:
-    """`{"messages", "tools"}` of a branch. system: prompts, with their places. None: there is nothing to learn."""
-    while path and not worth_learning(path[-1]):
+def training_line(
+    path: Sequence[RecordedTurn],
+    system: Sequence[tuple[int, Message]] = (),
+    *,
+    learns: Callable[[RecordedTurn], bool] = worth_learning,
+) -> str | None:
+    """`{"messages", "tools"}` of a branch. system: prompts, with their places. None: there is nothing to learn.
+
+    learns: whose answers are training targets.
+    """
+    while path and not learns(path[-1]):
         path = path[:-1]
     if not path:
         return None
@@ -71,7 +79,7 @@ def training_line(path: Sequence[RecordedTurn], system: Sequence[tuple[int, Mess
     for turn in path:
         messages += [_training(message) for message in turn.messages]
         answer = _training(corrected(turn) or turn.answer)
-        messages.append(answer if worth_learning(turn) else answer | {"weight": 0})
+        messages.append(answer if learns(turn) else answer | {"weight": 0})
     for place, prompt in system:
         messages.insert(place, _training(prompt))
     line: dict[str, Any] = {"messages": messages}

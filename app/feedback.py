@@ -70,6 +70,12 @@ class FeedbackStore:
                 raise NotFound("turn", turn_id) from exc
         return feedback(row)
 
+    async def state(self, tenant: str) -> str:
+        """Other feedback, other text: how much there is of a tenant's, and since when."""
+        with reaching_postgres():
+            row = await self.pool.fetchrow(SQL["state"], hide(tenant))
+        return f"{row['given']} {row['latest']}"
+
 
 def own_id(request_id: str) -> str:
     """Our own id of a request, from what the dialects make of it."""

@@ -17,3 +17,7 @@ returning *
 
 -- of_conversation: all feedback on its turns
 select feedback.* from feedback join turns on turns.id = turn_id where conversation_id = $1 order by feedback.updated_at
+
+-- state: how much feedback a tenant has, and the latest change of it
+select count(*) as given, max(feedback.updated_at) as latest from feedback join turns on turns.id = turn_id
+where tenant = $1

@@ -95,18 +95,19 @@ def judged_preference(text: str, quality: Quality) -> flow.Row:
 
 
 def _without_duplicates(told: Iterator[str], quality: Quality, dropped: Counter[str]) -> Iterator[str]:
-    """The first of those that are nearly the same."""
+    """The first of those that are nearly the same. Lines of one conversation may be: a longer one, another branch."""
     if quality.duplicates is None:
         yield from told
         return
-    near = Near(quality.duplicates)
+    near, seen = Near(quality.duplicates), set[str]()
     for text in told:
         line = lines.parse(text)
-        made = sketch(spoken(line))
-        if near.like(made):
+        made, same = sketch(spoken(line)), lines.fingerprint(line.messages)
+        if same in seen or any(name != line.id for name in near.like(made)):
             dropped["near-duplicate"] += 1
             continue
         near.add(line.id, made)
+        seen.add(same)
         yield text
 
 

@@ -1,0 +1,101 @@
+"""Recorded conversations as lines to learn from. Pure functions over app/turns.py.
+
+Of its own answers a model learns only those that people corrected or rated up: one that learns from unrated answers of
+its own learns its own mistakes. Answers from elsewhere that were imported are learnt unless somebody rated them down.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+
+from app.export import branch, corrected, score, training_line, worth_learning
+from app.messages import Message, Tool
+from app.prompt import augment
+from app.turns import Conversation, RecordedTurn
+from train import lines
+from train.lines import Line, Metadata, Preference
+
+Asked = Mapping[str, tuple[Message, ...]]
+"""The messages of each turn's request, system prompts included, by the turn's id."""
+
+
+def taught(turn: RecordedTurn) -> bool:
+    """Whether an answer, corrected, is a training target."""
+    if corrected(turn) is not None:
+        return True
+    return worth_learning(turn) and (score(turn) > 0 or "imported" in turn.extras)
+
+
+def whole(conversation: Conversation, asked: Asked, tenant: str) -> Line | None:
+    """The branch that is rated best, else the latest, as one line. None: nothing of it is to be learnt."""
+    path = branch(conversation.turns)
+    system = [(place, message) for place, message in enumerate(asked[path[-1].id]) if message.role == "system"]
+    told = training_line(path, system, learns=taught)
+    if told is None:
+        return None
+    line = lines.parse(told)
+    return line._replace(metadata=_metadata(conversation, path, tenant))
+
+
+def with_sources(conversation: Conversation, asked: Asked, tenant: str) -> Iterator[Line]:
+    """Each taught answer of that branch as a line of its own, behind the passages that the model saw for it."""
+    for turn in branch(conversation.turns):
+        if taught(turn):
+            prompt = augment(asked[turn.id], turn.sources, turn.placement)
+            messages = (*prompt, corrected(turn) or turn.answer)
+            yield Line(messages, (*(0 for _ in prompt), 1), _tools(turn), _metadata(conversation, (turn,), tenant))
+
+
+def preferences(conversation: Conversation, asked: Asked, tenant: str, *, sources: bool) -> Iterator[Preference]:
+    """Corrections before what they correct, and of answers to the same question the best before the worst."""
+    for turn in conversation.turns:
+        better = corrected(turn)
+        if better is not None and _said(turn.answer) and _words(better) != _words(turn.answer):
+            yield _preference(conversation, turn, asked, (better, turn.answer), tenant, sources=sources)
+    questions: dict[object, list[RecordedTurn]] = {}
+    for turn in conversation.turns:
+        questions.setdefault((turn.parent_id, turn.messages), []).append(turn)
+    for siblings in questions.values():
+        best, worst = max(siblings, key=score), min(siblings, key=score)
+        answers = corrected(best) or best.answer, worst.answer
+        if best is not worst and score(best) > 0 > score(worst) and all(map(_said, answers)):
+            yield _preference(conversation, worst, asked, answers, tenant, sources=sources)
+
+
+def _preference(
+    conversation: Conversation,
+    turn: RecordedTurn,
+    asked: Asked,
+    answers: tuple[Message, Message],
+    tenant: str,
+    *,
+    sources: bool,
+) -> Preference:
+    prompt = augment(asked[turn.id], turn.sources, turn.placement) if sources else asked[turn.id]
+    return Preference(prompt, *answers, _tools(turn), _metadata(conversation, (turn,), tenant))
+
+
+def _tools(turn: RecordedTurn) -> tuple[Tool, ...]:
+    told = training_line((turn,), learns=_always)
+    return lines.parse(told).tools if told else ()
+
+
+def _always(_: RecordedTurn) -> bool:
+    return True
+
+
+def _metadata(conversation: Conversation, path: Sequence[RecordedTurn], tenant: str) -> Metadata:
+    return {
+        "id": conversation.id,
+        "conversation": conversation.id,
+        "turns": [turn.id for turn in path],
+        "tenant": tenant,
+        "model": path[-1].model,
+        "rating": max(score(turn) for turn in path),
+    }
+
+
+def _said(message: Message) -> bool:
+    return bool(message.content.strip() or message.tool_calls)
+
+
+def _words(message: Message) -> object:
+    return message.content.strip(), [(call.name, call.arguments) for call in message.tool_calls]
