@@ -41,9 +41,6 @@ T = TypeVar("T")
 logger = logging.getLogger(__name__)
 
 
-class Indexes(Protocol):
-    """What the librarian needs of the retriever."""
-
 @dataclass(frozen=True, slots=True)
 class Prepared:
     """A document, read and embedded. vectors: of its passages, see `Retriever.index`."""
@@ -53,6 +50,9 @@ class Prepared:
     chunks: tuple[Chunk, ...]
     vectors: Floats
 
+
+class Indexes(Protocol):
+    """What the librarian needs of the retriever."""
 
     async def index(self, index: Index, vectors: Floats | None = None) -> int:
         """Make a document's chunks findable. Idempotent. vectors: of its passages, where they are known."""
