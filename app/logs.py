@@ -252,11 +252,12 @@ def _tools(given: object, left_out: Counter[str]) -> tuple[Tool, ...]:
             given = None
     tools: dict[str, Tool] = {}
     for one in given if isinstance(given, list) else ():
-        function = one.get("function", one) if isinstance(one, dict) else None
+        function = one.get("function", one) if isinstance(one, dict) else {}
         try:
             known = {name: function[name] for name in ("name", "description", "parameters") if function.get(name)}
-            tools[function["name"]] = Tool.model_validate(known)
-        except (ValidationError, KeyError, TypeError, AttributeError):
+            tool = Tool.model_validate(known)
+            tools[tool.name] = tool
+        except (ValidationError, TypeError, AttributeError):
             left_out["tool definitions"] += 1
     return tuple(tools.values())
 

@@ -151,7 +151,8 @@ class Work:
         rated_down = sum(one.rating or 0 for one in said) < 0 and correction is None
         answer = correction or load(ANSWER, row["answer"])
         unwanted = rated_down or load(EXTRAS, row["extras"]).get("store") is False
-        text = "" if unwanted else exchanged(load(MESSAGES, asked or "[]"), answer)
+        before = load(MESSAGES, asked or "[]")
+        text = "" if unwanted else exchanged(before, answer)
         return Exchange(show(row["tenant"]), row["created_at"], show(row["title"]), text, row["chunks"])
 
     async def remembered(self, due: Due, chunks: int) -> bool:

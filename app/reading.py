@@ -73,8 +73,11 @@ class Reader:
         self._limits = limits
         self._turns = asyncio.Semaphore(limits.readers)
 
-    async def read(self, data: bytes, *, name: str, media_type: str | None = None) -> ReadText:
-        """Read one file. name: as the sender calls it; media_type: as the sender declares it.
+    async def read(
+        self, data: bytes, *, name: str, media_type: str | None = None, sizes: tuple[int, int] | None = None
+    ) -> ReadText:
+        """Read one file. name: as the sender calls it; media_type: as the sender declares it; sizes: of a chunk and of
+        the overlap of two, in characters, None as the settings say.
 
         Raises TooLarge, UnsupportedMedia (not a kind that we read, or not what it is called) and UnreadableDocument.
         """
@@ -86,7 +89,7 @@ class Reader:
         found = recognise(name, data, media_type)
         charset = CHARSET.search(media_type or "")
         async with self._turns:
-            reply, text = await self._parse(data, name, found, charset[1] if charset else None)
+            reply, text = await self._parse(data, name, found, charset[1] if charset else None, sizes)
         return ReadText(
             text=text,
             title=reply.title or name or "untitled",
@@ -96,7 +99,9 @@ class Reader:
             chunks=chunks_at(text, reply.spans, reply.sections, reply.page_starts if found.parser == "pdf" else ()),
         )
 
-    async def _parse(self, data: bytes, name: str, found: Format, charset: str | None) -> tuple[Reply, str]:
+    async def _parse(
+        self, data: bytes, name: str, found: Format, charset: str | None, sizes: tuple[int, int] | None
+    ) -> tuple[Reply, str]:
         """Try the parsers in turn. One that has another behind it gets half of the time that is left."""
         ends_at = time.monotonic() + self._limits.read_timeout_s
         parsers = PARSERS.get(found.parser, (found.parser,))
@@ -104,7 +109,7 @@ class Reader:
         for number, parser in enumerate(parsers, start=1):
             left = max(0.1, ends_at - time.monotonic())
             seconds = left if number == len(parsers) else left / 2
-            job = self._job(parser, found.kind, charset, seconds)
+            job = self._job(parser, found.kind, charset, seconds, sizes)
             reply, text = _understood(await self._run(job, data, seconds), seconds)
             if reply.refused is None and reply.failed is None:
                 return reply, text
@@ -114,8 +119,11 @@ class Reader:
             logger.warning("Reading a document (%s, %d bytes) by %s: %s", found.label, len(data), parser, reply.failed)
         raise UnreadableDocument(name, "; then ".join(reasons))
 
-    def _job(self, parser: str, kind: Kind, charset: str | None, seconds: float) -> bytes:
+    def _job(
+        self, parser: str, kind: Kind, charset: str | None, seconds: float, sizes: tuple[int, int] | None
+    ) -> bytes:
         limits = self._limits
+        chunk_chars, overlap_chars = sizes or (limits.chunk_chars, limits.overlap_chars)
         job = {
             "parser": parser,
             "kind": kind,
@@ -123,8 +131,8 @@ class Reader:
             "charset": charset,
             "seconds": seconds,
             "memory_bytes": limits.read_memory_bytes,
-            "chunk_chars": limits.chunk_chars,
-            "overlap_chars": limits.overlap_chars,
+            "chunk_chars": chunk_chars,
+            "overlap_chars": overlap_chars,
             "max_pages": limits.max_pages,
             "max_text_chars": limits.max_text_chars,
             "max_unpacked_bytes": UNPACKED_PER_BYTE * limits.max_bytes,

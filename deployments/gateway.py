@@ -30,6 +30,7 @@ from app.recorder import Recorder
 from app.registry import Registry
 from app.responses import Responses
 from app.settings import Secrets, Settings
+from app.shelves import Shelves
 from deployments.answering import Answering
 from deployments.calls import call
 from deployments.config import beyond_loopback, require_key_beyond_loopback
@@ -38,12 +39,14 @@ from deployments.metrics import Metrics
 from deployments.routes import (
     conversations,
     documents,
+    files,
     generation,
     messages,
     models,
     operations,
     refusals,
     responses,
+    vector_stores,
 )
 
 HEALTH_TIMEOUT_S = 5.0
@@ -57,6 +60,7 @@ class Gateway:
     recorder: Recorder
     conversations: Conversations
     responses: Responses
+    shelves: Shelves
     feedback: FeedbackStore
     cards: dict[str, ModelCard]  # by name, the main one first
     registry: Registry
@@ -170,7 +174,7 @@ class Gateway:
         postgres_url = self.secrets.postgres_url
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
             self.recorder, self.conversations = recorder, recorder.conversations
-            self.responses = Responses(recorder.pool)
+            self.responses, self.shelves = Responses(recorder.pool), Shelves(recorder.pool)
             self.feedback = FeedbackStore(recorder.pool)
             timeout_s = self.settings.gateway.answer_timeout_s
             self.keyring = Keyring(
@@ -227,6 +231,7 @@ class Gateway:
                 expose_headers=TOLD,
             )
         refusals.register(app)
-        for group in (generation, messages, responses, documents, conversations, models, operations):
+        groups = generation, messages, responses, documents, files, vector_stores, conversations, models, operations
+        for group in groups:
             app.include_router(group.routes(self))
         return app

@@ -34,7 +34,7 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PUBLIC = frozenset({"/", "/health", "/docs", "/openapi.json"})  # probes and browsers have no key
-UPLOAD = "/v1/documents/upload"
+UPLOADS = frozenset({"/v1/documents/upload", "/v1/files"})
 NEEDED: tuple[tuple[str, KeyScope], ...] = (
     ("/v1/documents", "documents"),
     ("/v1/files", "documents"),
@@ -168,7 +168,7 @@ class Guard:
         """The whole body. None: the client left while it sent."""
         if path in PUBLIC:
             return b""  # strangers cannot make us wait for one
-        upload = path == UPLOAD
+        upload = path in UPLOADS
         limit = self.max_upload + MULTIPART_OVERHEAD if upload else self.max_body
         setting = "documents.max_bytes" if upload else "gateway.max_body_bytes"
         announced = headers.get("content-length", "0")

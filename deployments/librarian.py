@@ -29,9 +29,11 @@ from app.postgres import open_pool
 from app.reading import Reader, ReadText
 from app.reading_text import clean, clean_title, file_name, first_heading
 from app.settings import DocumentSettings, Secrets
+from app.shelves import Shelves
 from app.vectors import Floats, check_name
 from deployments.remembering import Remembering
 from deployments.retriever import Handle
+from deployments.shelving import Shelving
 
 UNCUT_CHARS = 8000  # of a text that stays one passage
 TEXT_TITLE_CHARS = 80  # of a title that is a text's first line
@@ -90,7 +92,7 @@ class Librarian:
         self._leftovers = asyncio.Event()
         self._leftovers.set()  # of earlier processes, perhaps
         self._clearing = asyncio.create_task(self._clear_leftovers())
-        self._remembering = asyncio.create_task(self._remember())
+        self._behind = (asyncio.create_task(self._remember()), asyncio.create_task(self._shelve()))
 
     async def check_health(self) -> None:
         """Return: this process answers. PostgreSQL has its own line in /health."""
@@ -98,8 +100,9 @@ class Librarian:
     async def close(self) -> None:
         """Finish what is begun, then let PostgreSQL go."""
         self._clearing.cancel()
-        self._remembering.cancel()
-        await asyncio.gather(self._remembering, *self._tasks, return_exceptions=True)
+        for work in self._behind:
+            work.cancel()
+        await asyncio.gather(*self._behind, *self._tasks, return_exceptions=True)
         await (await self._store).close()
 
     async def add_text(self, tenant: str, text: NewText) -> Added:
@@ -139,9 +142,11 @@ class Librarian:
         data: bytes,
         title: str | None = None,
         metadata: Metadata | None = None,
+        sizes: tuple[int, int] | None = None,
     ) -> Added:
         """Take in a file, or find that the collection has it. name, media_type: as the sender gave them. title: None
-        takes the one that the file has. Positional, as calls between deployments are.
+        takes the one that the file has. sizes: of a chunk and of the overlap of two, in characters, None as the
+        settings say. Positional, as calls between deployments are.
 
         Raises InvalidRequest, TooLarge, UnsupportedMedia, UnreadableDocument, Unavailable.
         """
@@ -150,7 +155,7 @@ class Librarian:
         key = (tenant, collection, hashlib.sha256(data).hexdigest())
         if known := await (await self._documents()).of_content(*key):
             return Added(document=known, duplicate=True)
-        read = await self._reader.read(data, name=name, media_type=media_type)
+        read = await self._reader.read(data, name=name, media_type=media_type, sizes=sizes)
         document = new_document(tenant, collection, name, data, read, metadata or {}, title)
         return await self._to_its_end(self._take_in(document, data, read.chunks))
 
@@ -292,6 +297,10 @@ class Librarian:
     async def _remember(self) -> None:
         """What was said in conversations is taken in as well, in the background."""
         await Remembering(Memory(await asyncio.shield(self._pool)), self._retriever, self._cut).forever()
+
+    async def _shelve(self) -> None:
+        """What is put on vector stores is taken in, in the background."""
+        await Shelving(Shelves(await asyncio.shield(self._pool)), self).forever()
 
     async def _open_documents(self) -> Documents:
         return Documents(await asyncio.shield(self._pool))

@@ -12,7 +12,7 @@ import numpy as np
 from ray.serve.handle import DeploymentHandle
 
 from app.errors import InvalidRequest
-from app.messages import Index, Passage, Search
+from app.messages import Chunk, Index, Passage, Search
 from app.neighbours import around, widened
 from app.outline import headed
 from app.settings import Secrets
@@ -144,6 +144,17 @@ class Retriever:
     async def forget(self, collection: str, document_id: str, tenant: str = "default") -> None:
         """Make a document's chunks unfindable. What is not there is forgotten already."""
         await self._vectors.delete(check_name(collection), tenant, document_id)
+
+    async def chunks(self, collection: str, document_id: str, tenant: str) -> tuple[Chunk, ...]:
+        """A document's chunks in their order. What is not there has none."""
+        found: list[Chunk] = []
+        after: str | None = None
+        while True:
+            page = await self._vectors.scroll(check_name(collection), tenant, document_id, after)
+            found += (stored.chunk for stored in page.chunks)
+            after = page.after
+            if after is None:
+                return tuple(sorted(found, key=lambda chunk: chunk.number))
 
     async def _space(self) -> Space:
         if self._known_space is None:
