@@ -8,8 +8,9 @@ from typing import Any
 
 import httpx
 import pytest
+from starlette.routing import Route
 
-from tests.gateway import MODEL, Whole, whole
+from tests.gateway import MODEL, Whole, bare, whole
 
 pytestmark = pytest.mark.integration
 
@@ -118,6 +119,23 @@ async def test_anothers_thing_answers_like_one_that_never_was(
     assert theirs.status_code in {400, 404}
     assert set(theirs.json()["error"]) == {"message", "type", "param", "code"}
     assert SECRET not in theirs.text
+
+
+NOT_OF_A_TENANT = ("/v1/models/", "/models/")
+ATTACKED_ELSEWHERE = ("/v1/files/", "/v1/vector_stores/")  # tests/integration/test_files_api.py
+
+
+def test_no_route_that_takes_an_id_was_forgotten():
+    """Whoever adds one adds it above, or says here where it is attacked."""
+    attacked = {(method, re.sub(r"{\w+}", "x", path.split("?")[0])) for method, path, _ in BY_ID}
+    routes = [route for route in bare().routes if isinstance(route, Route) and route.param_convertors]
+    forgotten = {
+        route.path
+        for route in routes
+        if not route.path.startswith((*NOT_OF_A_TENANT, *ATTACKED_ELSEWHERE))
+        and not any(route.path_regex.match(path) and method in (route.methods or ()) for method, path in attacked)
+    }
+    assert forgotten == set()
 
 
 LISTS = [
