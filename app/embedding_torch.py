@@ -58,7 +58,7 @@ class TorchNetwork:
         self.device = library.device.type
         self.describes = f"PyTorch, {self.device}, float32"
         self.pass_tokens = None if self.device == "cpu" else GPU_PASS_TOKENS
-        self.module = _unit_vectors(library)
+        self.module = _unit_vectors(library, typed="token_type_ids" in library.tokenizer.model_input_names)
 
     def halve(self) -> bool:
         """Go on with numbers of 16 bits, where the hardware has them. False: it has not, and nothing changed."""
@@ -100,15 +100,15 @@ class TorchNetwork:
         )
 
 
-def _unit_vectors(library: "torch.nn.Module") -> "torch.nn.Module":
-    """The model as a module of token ids and mask alone."""
+def _unit_vectors(library: "torch.nn.Module", *, typed: bool) -> "torch.nn.Module":
+    """The model as a module of token ids and mask alone. typed: it takes the types of tokens, of which we have one."""
     import torch
 
     class UnitVectors(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
             self.library = library
-            self.typed = "token_type_ids" in library.tokenizer.model_input_names
+            self.typed = typed
 
         def forward(self, ids: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
             features = {"input_ids": ids, "attention_mask": mask}  # both (texts, tokens)

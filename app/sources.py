@@ -207,7 +207,7 @@ def _in_store(place: str) -> Iterator[Found]:
 
 def _remote(place: str) -> tuple[Any, str]:
     """The driver and the path in it. Raises InvalidRequest where there is none."""
-    from fsspec.core import url_to_fs  # type: ignore[import-untyped]
+    from fsspec.core import url_to_fs
 
     try:
         filesystem, path = url_to_fs(place)
