@@ -6,7 +6,6 @@ because it is quadratic in the length of a paragraph: a million characters on on
 in windows.
 """
 
-import importlib
 import re
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 from semantic_text_splitter import CodeSplitter, MarkdownSplitter, TextSplitter
 
 from app.outline import Chunking, Outline, Span, outline, paths
+from app.outline_code import definitions, grammar
 
 if TYPE_CHECKING:
     from app.messages import Chunk
@@ -24,17 +24,6 @@ Kind = Literal[
     "text", "markdown", "python", "javascript", "typescript", "tsx", "java", "go", "rust", "c", "cpp"
 ]  # how a text is cut
 
-GRAMMARS = {  # module and function of the tree-sitter grammar
-    "python": ("tree_sitter_python", "language"),
-    "javascript": ("tree_sitter_javascript", "language"),
-    "typescript": ("tree_sitter_typescript", "language_typescript"),
-    "tsx": ("tree_sitter_typescript", "language_tsx"),
-    "java": ("tree_sitter_java", "language"),
-    "go": ("tree_sitter_go", "language"),
-    "rust": ("tree_sitter_rust", "language"),
-    "c": ("tree_sitter_c", "language"),
-    "cpp": ("tree_sitter_cpp", "language"),
-}
 WINDOW_CHUNKS = {"text": 16}  # length of a window, in chunks; the cost per character grows with it
 STRUCTURED_WINDOW_CHUNKS = 64  # Markdown and code have boundaries that are known only with what is around them
 NON_SPACE = re.compile(r"\S")
@@ -89,9 +78,14 @@ def chunks_at(
 
 
 def outline_of(text: str, *, kind: Kind, chunk_chars: int) -> Outline:
-    """Sections, and tables that fill more than a chunk. One too long to stay whole is a section, below its header."""
-    if kind != "markdown":
+    """Sections, and tables that fill more than a chunk. One too long to stay whole is a section, below its header.
+
+    The sections of source code are its classes and functions.
+    """
+    if kind == "text":
         return Outline((), ())
+    if kind != "markdown":
+        return Outline(definitions(text, kind), ())
     sections, tables = outline(text)
     too_long = [table for table in tables if table[1] - table[0] > TABLE_CHUNKS * chunk_chars]
     large = tuple(table for table in tables if table[1] - table[0] > chunk_chars)
@@ -104,18 +98,19 @@ def spans(text: str, outlined: Outline, *, kind: Kind, chunk_chars: int, overlap
     view = unwrap(text) if kind == "text" else text
     window = WINDOW_CHUNKS.get(kind, STRUCTURED_WINDOW_CHUNKS) * chunk_chars
     whole = {table for table in outlined.tables if table[1] - table[0] <= TABLE_CHUNKS * chunk_chars}
-    for block in _blocks(outlined, len(text), int(SHORT_SECTIONS * chunk_chars)):
+    sections = outlined.sections if kind == "markdown" else ()  # in code the splitter knows where to cut
+    for block in _blocks(sections, outlined.tables, len(text), int(SHORT_SECTIONS * chunk_chars)):
         for start, end in (block,) if block in whole else _windows(view, block, splitter, window):
             stripped = _strip(view, start, end)
             if stripped[0] < stripped[1]:
                 yield stripped
 
 
-def _blocks(outlined: Outline, size: int, short: int) -> Iterator[Span]:
+def _blocks(sections: Sequence[Span], tables: Sequence[Span], size: int, short: int) -> Iterator[Span]:
     """What no chunk crosses: tables, and what is between them of sections, which are joined while they are short."""
-    cuts = {0, size, *(place for table in outlined.tables for place in table)}
+    cuts = {0, size, *(place for table in tables for place in table)}
     start = 0
-    for place, following in pairwise([*(first for first, _ in outlined.sections), size]):
+    for place, following in pairwise([*(first for first, _ in sections), size]):
         if following - start > short:
             cuts.add(place)
             start = place
@@ -165,8 +160,7 @@ def _splitter(kind: Kind, chars: int, overlap: int) -> TextSplitter | MarkdownSp
         return TextSplitter(chars, overlap)
     if kind == "markdown":
         return MarkdownSplitter(chars, overlap)
-    module, language = GRAMMARS[kind]
-    return CodeSplitter(getattr(importlib.import_module(module), language)(), chars, overlap)
+    return CodeSplitter(grammar(kind), chars, overlap)
 
 
 def _strip(text: str, start: int, end: int) -> tuple[int, int]:

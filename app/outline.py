@@ -99,7 +99,7 @@ def _tables(rows: Sequence[Span]) -> Iterator[Span]:
 
 
 def _title(text: str, start: int) -> str:
-    """The words of the heading, or of the header of a table, that starts here."""
+    """The words of the heading, of the header of a table, or of the first line of a definition, that starts here."""
     end = text.find("\n", start)
     line = text[start : end if end >= 0 else len(text)]
-    return " ".join(line.strip().strip("#|").split())[:TITLE_CHARS]
+    return " ".join(line.strip().strip("#|{:( ").split())[:TITLE_CHARS]

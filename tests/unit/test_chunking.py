@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.chunking import GRAMMARS, Kind, cut, cut_as, unwrap
+from app.chunking import Kind, cut, cut_as, unwrap
+from app.outline_code import GRAMMARS
 
 PARTS = st.sampled_from(
     [
