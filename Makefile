@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench clients clean
+.PHONY: help install serve test check bench clients clean pull-local pull-s3 push ingest ingest-clear stats
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -46,6 +46,26 @@ bench: $(VENV)/testing ## the serving benchmark; others are in benchmarks/
 clients: $(VENV)/testing ## install real clients (Claude CLI, Codex, Vibe, SDKs) into a cache, and run them against a server
 	-@$(BIN)/python -m tests.clients.install
 	@$(BIN)/pytest -m clients tests/clients
+
+DATA ?= data
+
+pull-local: $(VENV)/serving ## copy logs of conversations to data/: SRC=/path
+	@$(BIN)/mindfu copy "$(SRC)" $(DATA)
+
+pull-s3: $(VENV)/serving ## the same from S3: S3=s3://bucket/logs
+	@$(BIN)/mindfu copy "$(S3)" $(DATA)
+
+push: $(VENV)/serving ## copy data/ to S3=s3://bucket/logs
+	@$(BIN)/mindfu copy $(DATA) "$(S3)"
+
+ingest: $(VENV)/serving ## import the conversations in data/, for memory and training
+	@$(BIN)/mindfu ingest-logs $(DATA)
+
+ingest-clear: $(VENV)/serving ## forget what was imported, and import data/ anew
+	@$(BIN)/mindfu ingest-logs --clear $(DATA)
+
+stats: $(VENV)/serving ## how much there is: conversations, documents, memory, disk
+	@$(BIN)/mindfu stats
 
 install: $(VENV)/serving ## only install
 

@@ -48,8 +48,8 @@ def place(url: str) -> tuple[Any, str]:
     try:
         fs, root = fsspec.core.url_to_fs(url)
     except (ImportError, ValueError) as error:
-        remedy = " Install it with `pip install 'mindfu[s3]'`." if url.startswith("s3:") else ""
-        raise InvalidRequest(f"{url} cannot be reached: {error}.{remedy}", "path") from error
+        remedy = " (`uv pip install s3fs`)" if url.startswith("s3:") else ""
+        raise InvalidRequest(f"{url} cannot be reached: {error}{remedy}.", "path") from error
     return fs, root
 
 
