@@ -348,8 +348,13 @@ def _asked(
     return [{hit.id: hit.score for hit in hits} for hits in found]
 
 
+def _of(tenant: str) -> FieldCondition:
+    """What every filter starts with."""
+    return FieldCondition(key="tenant", match=MatchValue(tenant))
+
+
 def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) -> Filter:
-    conditions: list[ConditionType] = [FieldCondition(key="tenant", match=MatchValue(tenant))]
+    conditions: list[ConditionType] = [_of(tenant)]
     if document_id is not None:
         conditions.append(FieldCondition(key="document_id", match=MatchValue(document_id)))
     if from_chunk:
@@ -359,7 +364,7 @@ def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) 
 
 def _wanted(query: Query) -> Filter:
     """What a query may find."""
-    conditions: list[ConditionType] = [FieldCondition(key="tenant", match=MatchValue(query.tenant))]
+    conditions: list[ConditionType] = [_of(query.tenant)]
     if query.only is not None:
         conditions.append(FieldCondition(key="document_id", match=MatchAny(list(query.only))))
     refused: list[ConditionType] = [FieldCondition(key="document_id", match=MatchAny(list(query.without)))]

@@ -244,8 +244,13 @@ def _sparse(words: Words) -> models.SparseVector:
     return models.SparseVector(indices=list(words.indices), values=list(words.values))
 
 
+def _of(tenant: str) -> models.FieldCondition:
+    """What every filter starts with."""
+    return _equals("tenant", tenant)
+
+
 def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) -> models.Filter:
-    conditions: list[models.Condition] = [_equals("tenant", tenant)]
+    conditions: list[models.Condition] = [_of(tenant)]
     if document_id is not None:
         conditions.append(_equals("document_id", document_id))
     if from_chunk:
@@ -255,7 +260,7 @@ def _matching(tenant: str, document_id: str | None = None, from_chunk: int = 0) 
 
 def _wanted(query: Query) -> models.Filter:
     """What a query may find."""
-    conditions: list[models.Condition] = [_equals("tenant", query.tenant)]
+    conditions: list[models.Condition] = [_of(query.tenant)]
     if query.only is not None:
         conditions.append(models.FieldCondition(key="document_id", match=models.MatchAny(any=list(query.only))))
     refused: list[models.Condition] = [
