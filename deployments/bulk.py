@@ -14,9 +14,11 @@ import asyncio
 import hashlib
 import os
 import pickle
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -25,9 +27,9 @@ import ray
 from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from app.errors import MindFuError, NotFound
+from app.errors import MindFuError, NotFound, Unavailable
 from app.ingestion import Held, Outcome, held_of, metadata_of, refused, taken
-from app.messages import Metadata
+from app.messages import Added, Metadata
 from app.reading import Reader, ReadText
 from app.settings import DocumentSettings, EmbeddingSettings
 from app.sources import Content, Source, read
@@ -43,6 +45,7 @@ PARCEL_BYTES = 16 * 2**20
 BLOCK = 16  # sources that a reading process is given at once
 PAGE = 1000
 NICENESS = 10
+TRIES, RETRY_S = 6, 5.0  # of writing
 
 Batch = dict[str, Any]
 
@@ -147,7 +150,7 @@ class Cluster:
         rows = [pickle.dumps(sources[start : start + BLOCK]) for start in range(0, len(sources), BLOCK)]
         data = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=len(rows))
         stages: list[tuple[Any, tuple[object, ...], int, Any]] = [
-            (Reading, (self._plan, ray.put(known)), 1, here),
+            (Reading, (self._plan, dict(known)), 1, here),
             (Embedding, (self._plan,), self._workers, "SPREAD"),
             (Writing, (), 1, here),
         ]
@@ -168,8 +171,8 @@ class Cluster:
 class Reading:
     """Sources to parcels of what was read, and outcomes of what was not."""
 
-    def __init__(self, plan: Plan, known: "ray.ObjectRef[Mapping[str, str]]") -> None:
-        self._plan, self._known = plan, ray.get(known)
+    def __init__(self, plan: Plan, known: Mapping[str, str]) -> None:
+        self._plan, self._known = plan, known
 
     def __call__(self, batch: Batch) -> Iterator[Batch]:
         for row in batch["row"]:
@@ -241,11 +244,25 @@ class Writing:
 
     def _written(self, parcel: Sequence[tuple[Source, Prepared] | Outcome]) -> list[Outcome]:
         found = [one for one in parcel if isinstance(one, Outcome)]
-        new = [one for one in parcel if not isinstance(one, Outcome)]
-        added = _ask(self._librarian, "add_prepared", [prepared for _, prepared in new]) if new else ()
-        for (source, _), one in zip(new, added, strict=True):
-            found.append(refused(source, one) if isinstance(one, MindFuError) else taken(source, one))
+        waiting = [one for one in parcel if not isinstance(one, Outcome)]
+        for left in reversed(range(TRIES)):
+            answers = self._add([prepared for _, prepared in waiting]) if waiting else ()
+            again = [isinstance(answer, Unavailable) and left > 0 for answer in answers]
+            for (source, _), answer, later in zip(waiting, answers, again, strict=True):
+                if not later:
+                    found.append(refused(source, answer) if isinstance(answer, MindFuError) else taken(source, answer))
+            waiting = list(compress(waiting, again))
+            if not waiting:
+                break
+            time.sleep(RETRY_S)  # what died is being replaced
         return found
+
+    def _add(self, prepared: list[Prepared]) -> Sequence[Added | MindFuError]:
+        try:
+            answers: Sequence[Added | MindFuError] = _ask(self._librarian, "add_prepared", prepared)
+        except Unavailable as error:
+            return [error] * len(prepared)
+        return answers
 
 
 def parcels(done: Sequence[Read | Outcome]) -> Iterator[list[Read | Outcome]]:

@@ -20,6 +20,7 @@ PAGE = 1000  # documents of one request
 TRIES = 6
 LONGEST_WAIT_S = 30.0
 AGAIN = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.BAD_GATEWAY})
+NOT_FOR_US = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
 
 
 class Answered(MindFuError):
@@ -66,7 +67,9 @@ class Remote:
             after = page[-1]["id"]
 
     def send(self, sources: Sequence[Source], known: Mapping[str, str]) -> Iterator[Outcome]:
-        """See app/ingestion.py. No more are in memory than are uploaded at the same time."""
+        """See app/ingestion.py. No more are in memory than are uploaded at the same time. Raises Unavailable where the
+        server stays away, Answered where the key is not good for it.
+        """
         waiting = iter(sources)
         with ThreadPoolExecutor(self._uploads, "upload") as pool:
             running: set[Future[Outcome]] = set()
@@ -105,7 +108,11 @@ class Remote:
             )
             duplicate = answer.pop("duplicate")
             return taken(source, Added(document=Document.model_validate(answer), duplicate=duplicate))
+        except Unavailable:
+            raise
         except Answered as error:
+            if error.http_status in NOT_FOR_US:
+                raise
             return refused(source, error, error.http_status)
         except MindFuError as error:
             return refused(source, error)
