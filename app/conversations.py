@@ -70,8 +70,15 @@ class Conversations:
     def __init__(self, pool: asyncpg.Pool) -> None:
         self.pool = pool
 
-    async def locate(self, tenant: str, messages: Sequence[Message], conversation_id: str | None = None) -> Place:
-        """Find what a request continues. conversation_id: the client named it; None: search all of the tenant's.
+    async def locate(
+        self,
+        tenant: str,
+        messages: Sequence[Message],
+        conversation_id: str | None = None,
+        key_id: str | None = None,
+    ) -> Place:
+        """Find what a request continues. conversation_id: the client named it; None: search all of the tenant's, or
+        those of a key: two people who begin alike have two conversations.
 
         A request that continues nothing gets the id of a conversation yet to be opened. Raises NotFound for a named
         conversation that the tenant does not have.
@@ -81,7 +88,7 @@ class Conversations:
         async with self._connection() as connection:
             if wanted and not await connection.fetchval(SQL["known"], wanted, hide(tenant)):
                 raise NotFound("conversation", str(wanted))
-            parent = await _parent(connection, tenant, anchors(said, links(tenant, said)), wanted)
+            parent = await _parent(connection, tenant, anchors(said, links(tenant, said)), wanted, key_id)
         if parent is None:
             return Place(str(wanted or uuid4()), None, said)
         return Place(str(parent["conversation_id"]), str(parent["id"]), said[parent["depth"] :])
@@ -216,10 +223,13 @@ def _uuid_or_none(text: str) -> UUID | None:
 
 
 async def _parent(
-    connection: asyncpg.Connection, tenant: str, ends: Sequence[Link], within: UUID | None
+    connection: asyncpg.Connection, tenant: str, ends: Sequence[Link], within: UUID | None, key_id: str | None
 ) -> asyncpg.Record | None:
-    """The turn that recorded the longest beginning of a request. ends: where one may end, see `anchors`."""
-    return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within) if ends else None
+    """The turn that recorded the longest beginning of a request. ends: where one may end, see `anchors`.
+
+    Of the key alone, where there is one and no conversation is named.
+    """
+    return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within, key_id) if ends else None
 
 
 async def _insert(connection: asyncpg.Connection, turn: Turn) -> UUID:
@@ -231,7 +241,7 @@ async def _insert(connection: asyncpg.Connection, turn: Turn) -> UUID:
 
     named = None if turn.conversation_id is None else _uuid_or_none(turn.conversation_id)
     within = named if named and await connection.fetchval(SQL["known"], named, hide(turn.tenant)) else None
-    parent = await _parent(connection, turn.tenant, anchors(said, chain[:-1]), within)
+    parent = await _parent(connection, turn.tenant, anchors(said, chain[:-1]), within, _key_id(turn))
     conversation = parent["conversation_id"] if parent else within or named or uuid4()
     if not await _open(connection, conversation, turn):
         conversation = uuid4()  # the one that was named is another tenant's
@@ -250,6 +260,12 @@ async def _insert(connection: asyncpg.Connection, turn: Turn) -> UUID:
     if prompts.positions:
         await connection.execute(SQL["insert_system_prompts"], UUID(turn.id), *prompts)
     return conversation
+
+
+def _key_id(turn: Turn) -> str | None:
+    """Of the key that it came with."""
+    found = turn.extras.get("key_id")
+    return found if isinstance(found, str) else None
 
 
 async def _open(connection: asyncpg.Connection, conversation: UUID, turn: Turn) -> bool:

@@ -1,10 +1,12 @@
 -- known: whether a tenant has a conversation
 select exists (select from conversations where id = $1 and tenant = $2)
 
--- parent: the turn with the longest history among some links, the latest of equals; $3 keeps to one conversation
+-- parent: the turn with the longest history among some links, the latest of equals; $3 keeps to one conversation, else
+-- $4 to those of one key
 select id, conversation_id, exact, depth
 from turns
-where tenant = $1 and chain = any($2::bytea[]) and ($3::uuid is null or conversation_id = $3)
+where tenant = $1 and chain = any($2::bytea[])
+    and case when $3::uuid is null then $4::text is null or extras ->> 'key_id' = $4 else conversation_id = $3 end
 order by depth desc, number desc
 limit 1
 

@@ -76,7 +76,11 @@ class Recorder:
         return await asyncio.shield(self._task(self._record(turn)))
 
     async def locate(
-        self, tenant: str, messages: Sequence[Message], conversation_id: str | None = None
+        self,
+        tenant: str,
+        messages: Sequence[Message],
+        conversation_id: str | None = None,
+        key_id: str | None = None,
     ) -> Place | None:
         """What a request continues, see `Conversations.locate`. None: not known while PostgreSQL or turns are away.
 
@@ -85,7 +89,7 @@ class Recorder:
         if self.pending():
             return None
         try:
-            return await self._within(DIRECT_S, self.conversations.locate(tenant, messages, conversation_id))
+            return await self._within(DIRECT_S, self.conversations.locate(tenant, messages, conversation_id, key_id))
         except Unavailable as error:
             logger.warning("Not looking for the conversation of a request. %s", error)
             return None

@@ -162,7 +162,8 @@ class Answering:
         request = ask.generate
         if request.prompt is not None:
             return None
-        return await self.recorder.locate(request.tenant, request.messages, ask.conversation_id)
+        key_id = ask.key.id if ask.key else None
+        return await self.recorder.locate(request.tenant, request.messages, ask.conversation_id, key_id)
 
     def _search(self, ask: Ask) -> Search | None:
         """What to look for. None: nothing."""

@@ -221,6 +221,18 @@ async def test_tenants_share_no_history(store: Conversations) -> None:
     assert len(await store.list("them")) == 1
 
 
+async def test_two_keys_that_begin_alike_have_two_conversations(store: Conversations) -> None:
+    """Two people of one tenant who ask the same get the same answer, and one of them may delete what is theirs."""
+    anns, bobs = ({"extras": {"key_id": key}} for key in ("ann", "bob"))
+    ours, said = await chat(store, "a", **anns)
+    assert (await store.locate("default", [*said, user("b")], None, "bob")).parent_turn_id is None
+    assert (await store.locate("default", [*said, user("b")], None, "ann")).conversation_id == ours
+    theirs = await store.record(turn(*said, user("b"), **bobs))
+    assert theirs.conversation_id != ours
+    named = await store.locate("default", [*said, user("b")], ours, "bob")
+    assert named.parent_turn_id is not None  # whoever names a conversation of the tenant goes on with it
+
+
 async def test_the_list_pages_from_the_latest_to_the_oldest(store: Conversations) -> None:
     """A page begins behind the id that the one before ended with; a new turn brings its conversation to the front."""
     ids = [(await chat(store, f"question  {number}"))[0] for number in range(5)]
