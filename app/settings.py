@@ -194,6 +194,7 @@ class Secrets(Strict):
     postgres_url: SecretStr | None = None  # MINDFU_POSTGRES_URL: None starts the embedded PostgreSQL
     qdrant_url: str | None = None  # MINDFU_QDRANT_URL: None starts the embedded Qdrant
     qdrant_api_key: SecretStr | None = None  # MINDFU_QDRANT_API_KEY
+    teacher_key: SecretStr | None = None  # MINDFU_TEACHER_KEY: of the server that train.generate asks
 
     @classmethod
     def from_env(cls) -> Self:
