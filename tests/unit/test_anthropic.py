@@ -10,7 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from app.answer import gather
 from app.dialects.anthropic import InputMessage, MessagesRequest, external, internal
+from app.dialects.anthropic_answers import MessageRenderer
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, MindFuError, Overloaded
 from app.messages import Delta, Done, End, JsonFormat, Message, NamedTool, Timings, Tool, ToolCall, ToolCallDelta, Usage
 from tests.captures import Capture, captures
@@ -324,6 +326,40 @@ def test_there_and_back_loses_nothing(chat: list[Message]):
     told, system = external(chat)
     back = internal([InputMessage.model_validate(message) for message in told])
     assert ([Message(role="system", content=system)] if system else []) + list(back) == chat
+
+
+SAID = st.builds(Delta, text=st.text(max_size=3), tokens=st.just(1), reasoning=st.text(max_size=3))
+CALLED_IN_PIECES = st.lists(st.text(max_size=4), max_size=3)  # of the arguments
+
+
+@given(st.lists(SAID, max_size=5), st.lists(CALLED_IN_PIECES, max_size=3))
+def test_a_stream_adds_up_to_the_whole(said: list[Delta], calls: list[list[str]]):
+    """However it was cut: blocks in their order, each closed before the next, whose deltas make up what they are."""
+    pieces = [
+        Delta("", 1, tool_calls=(ToolCallDelta(index, piece, *((f"c{index}", "f") if first else ())),))
+        for index, call in enumerate(calls)
+        for first, piece in [(True, ""), *((False, piece) for piece in call)]
+    ]
+    render, deltas = MessageRenderer(generate()), [*said, *pieces]
+    blocks: list[dict[str, str]] = []
+    open_: dict[str, str] | None = None
+    for event in (event for delta in deltas for event in render.piece(delta)):
+        if event.name == "content_block_start":
+            assert open_ is None
+            open_ = {"type": event.data["content_block"]["type"], "told": ""}
+            assert event.data["index"] == len(blocks)
+            blocks.append(open_)
+        elif event.name == "content_block_stop":
+            open_ = None
+        else:
+            assert open_ is not None
+            told = event.data["delta"]
+            open_["told"] += told.get("text", told.get("thinking", told.get("partial_json", "")))
+    (choice,) = gather(deltas)
+    assert [event.name for event in render.closing((choice,), CALLED)][-2:] == ["message_delta", "message_stop"]
+    for kind, told in (("text", choice.text), ("thinking", choice.reasoning)):
+        assert "".join(block["told"] for block in blocks if block["type"] == kind) == told
+    assert [block["told"] for block in blocks if block["type"] == "tool_use"] == ["".join(call) for call in calls]
 
 
 JSON = st.recursive(
