@@ -24,7 +24,6 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.serve.handle import DeploymentHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.errors import MindFuError, NotFound, Unavailable
@@ -33,9 +32,8 @@ from app.messages import Added, Metadata
 from app.reading import Reader, ReadText
 from app.settings import DocumentSettings, EmbeddingSettings
 from app.sources import Content, Source, read
-from deployments.calls import FOREIGN, translated
 from deployments.embedder import load_model
-from deployments.joining import part
+from deployments.joining import Part
 from deployments.librarian import Prepared, index_of, new_document
 from deployments.retriever import passage_texts
 
@@ -89,15 +87,15 @@ class Cluster:
         workers: int | None = None,
         bulk_from: int = BULK_FROM,
     ) -> None:
-        self._librarian = part("Librarian")
+        self._librarian = Part("Librarian")
         self._plan = Plan(
             home,
             tenant,
             collection,
             metadata or {},
             private,
-            _ask(self._librarian, "settings"),
-            _ask(part("Embedder"), "settings"),
+            self._librarian.ask("settings"),
+            Part("Embedder").ask("settings"),
         )
         self._workers = workers or max(1, int(ray.cluster_resources().get("CPU", 1)))
         self._bulk_from = bulk_from
@@ -106,7 +104,7 @@ class Cluster:
         """See app/ingestion.py."""
         after: str | None = None
         while True:
-            page = _ask(self._librarian, "list", self._plan.tenant, self._plan.collection, PAGE, after)
+            page = self._librarian.ask("list", self._plan.tenant, self._plan.collection, PAGE, after)
             yield from map(held_of, page)
             if len(page) < PAGE:
                 return
@@ -121,7 +119,7 @@ class Cluster:
     def delete(self, document: str) -> None:
         """See app/ingestion.py."""
         try:
-            _ask(self._librarian, "delete", self._plan.tenant, document)
+            self._librarian.ask("delete", self._plan.tenant, document)
         except NotFound:
             return
 
@@ -137,7 +135,7 @@ class Cluster:
                 return Outcome(source.uri, "duplicate", document=there)
             metadata = metadata_of(source, plan.metadata)
             arguments = (content.name, content.media_type, content.data, None, metadata)
-            return taken(source, _ask(self._librarian, "add_file", plan.tenant, plan.collection, *arguments))
+            return taken(source, self._librarian.ask("add_file", plan.tenant, plan.collection, *arguments))
         except MindFuError as error:
             return refused(source, error)
 
@@ -237,7 +235,7 @@ class Writing:
     """Parcels with vectors to outcomes."""
 
     def __init__(self) -> None:
-        self._librarian = part("Librarian")
+        self._librarian = Part("Librarian")
 
     def __call__(self, batch: Batch) -> Batch:
         return _rows(*(self._written(pickle.loads(row)) for row in batch["row"]))  # noqa: S301 – our own
@@ -259,7 +257,7 @@ class Writing:
 
     def _add(self, prepared: list[Prepared]) -> Sequence[Added | MindFuError]:
         try:
-            answers: Sequence[Added | MindFuError] = _ask(self._librarian, "add_prepared", prepared)
+            answers: Sequence[Added | MindFuError] = self._librarian.ask("add_prepared", prepared)
         except Unavailable as error:
             return [error] * len(prepared)
         return answers
@@ -284,11 +282,3 @@ def parcels(done: Sequence[Read | Outcome]) -> Iterator[list[Read | Outcome]]:
 
 def _rows(*parcels: object) -> Batch:
     return {"row": [pickle.dumps(parcel) for parcel in parcels]}
-
-
-def _ask(handle: DeploymentHandle, method: str, *arguments: object) -> Any:
-    """The answer of a deployment, from outside of the graph. Raises MindFuError as it was raised there."""
-    try:
-        return getattr(handle, method).remote(*arguments).result()
-    except FOREIGN as error:
-        raise translated(handle.deployment_name, error) from error

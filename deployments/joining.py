@@ -1,15 +1,14 @@
 """Find the Ray of a home, and join it: `mindfu serve` notes where it runs, other commands of this machine go there."""
 
+import asyncio
 import contextlib
 import os
 import secrets as random
 import socket
+import threading
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from ray.serve.handle import DeploymentHandle
+from typing import Any
 
 NAMESPACE = "serve"
 
@@ -72,11 +71,27 @@ def joined(home: Path, address: str) -> Iterator[None]:
         ray.shutdown()
 
 
-def part(name: str) -> "DeploymentHandle":
-    """A handle of the running graph's deployment. Raises LookupError where the graph does not run."""
-    from ray import serve
+class Part:
+    """A deployment of the running graph, called from outside of it and of any event loop, from several threads at once.
 
-    for application, status in serve.status().applications.items():
-        if name in status.deployments:
-            return serve.get_deployment_handle(name, application)
-    raise LookupError(name)
+    Its handle lives in an event loop in a thread of its own, as handles must where Serve is set up for throughput.
+    Raises LookupError where the graph does not run.
+    """
+
+    def __init__(self, name: str) -> None:
+        from ray import serve
+
+        applications = serve.status().applications.items()
+        application = next((name_ for name_, status in applications if name in status.deployments), None)
+        if application is None:
+            raise LookupError(name)
+        self._name, self._handle = name.lower(), serve.get_deployment_handle(name, application)
+        self._loop = asyncio.new_event_loop()
+        threading.Thread(target=self._loop.run_forever, name=name, daemon=True).start()
+
+    def ask(self, method: str, *arguments: object) -> Any:
+        """The answer of a method. Raises MindFuError as it was raised there."""
+        from deployments.calls import call
+
+        asked = call(self._name, self._handle, method, *arguments)
+        return asyncio.run_coroutine_threadsafe(asked, self._loop).result()

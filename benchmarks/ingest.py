@@ -1,0 +1,190 @@
+"""What ingestion reaches of what the embedding model allows, and what a peer reaches with the same model.
+
+    python -m benchmarks.ingest [--documents 250] [--peer-documents 60] [--no-peer]
+
+The documents are sources of Python's standard library, as text. In one run, one after the other, on the same cores:
+
+1. the ceiling: our chunks of them, embedded by the same model and backend in one process for each core, and no more
+2. `mindfu ingest` of the folder into a server of its own, which is started for it and idle but for this: from the
+   command's first look at the folder to the last document, and the same without the start of Ray Data's stages (from
+   the first documents that came in to the last)
+3. LlamaIndex on a part of them (benchmarks/ingest_peer.py), installed into MINDFU_HOME/benchmarks on first use
+"""
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from app.chunking import cut
+from app.embedding_source import bundled
+from app.ingestion import Ingestion, Outcome, Report
+from app.messages import Index
+from app.settings import EmbeddingSettings, home
+from deployments.embedder import load_model
+from deployments.joining import address_of, joined
+from deployments.retriever import passage_texts
+
+ROOT = Path(__file__).parents[1]
+PEER = ("llama-index-core==0.14.25", "llama-index-embeddings-huggingface==0.8.0", "torch==2.13.0")
+SIZES = (4_000, 40_000)  # bytes of a document
+PART = 256  # texts that are sorted together, as in a parcel
+
+
+def corpus(folder: Path, count: int) -> int:
+    """Copies sources into the folder, as text; returns their bytes."""
+    library = Path(sysconfig.get_path("stdlib"))
+    found = [path for path in sorted(library.rglob("*.py")) if "site-packages" not in path.parts]
+    fit = [path for path in found if SIZES[0] <= path.stat().st_size <= SIZES[1] and path.read_bytes().isascii()]
+    step = max(1, len(fit) // count)
+    for number, path in enumerate(fit[::step][:count]):
+        shutil.copyfile(path, folder / f"{number:04}_{path.stem}.txt")
+    return sum(path.stat().st_size for path in folder.iterdir())
+
+
+def texts_of(folder: Path) -> list[str]:
+    """What is embedded of the documents."""
+    found: list[str] = []
+    for path in sorted(folder.iterdir()):
+        index = Index(collection="x", document_id="x", title=path.name, chunks=cut(path.read_text()))
+        found += passage_texts(index)
+    return found
+
+
+def embed(texts: list[str], cache: Path) -> tuple[float, float]:
+    """Embed them in this process: when it began, and when it ended."""
+    model = load_model(EmbeddingSettings(), cache)
+    model.embed_passages(texts[:16])
+    began = time.time()
+    for start in range(0, len(texts), PART):
+        model.embed_passages(texts[start : start + PART])
+    return began, time.time()
+
+
+def ceiling(texts: list[str], cache: Path, workers: int) -> float:
+    """Texts a second, of all processes together, while all of them work."""
+    load_model(EmbeddingSettings(), cache)
+    with ProcessPoolExecutor(workers, get_context("spawn")) as pool:
+        running = [pool.submit(embed, texts[number::workers], cache) for number in range(workers)]
+        rates = [
+            len(texts[number::workers]) / (end - began) for number, (began, end) in enumerate(map(_result, running))
+        ]
+    return sum(rates)
+
+
+def _result(future: Any) -> tuple[float, float]:
+    found: tuple[float, float] = future.result()
+    return found
+
+
+class Watch:
+    """When chunks came in."""
+
+    def __init__(self) -> None:
+        self.seen: list[tuple[float, int]] = []
+
+    def planned(self, documents: int) -> None: ...
+
+    def saw(self, outcome: Outcome) -> None:
+        self.seen.append((time.monotonic(), outcome.chunks))
+
+    def steady(self) -> float:
+        """Chunks a second, from when the first were in to the last."""
+        first, last = self.seen[0][0], self.seen[-1][0]
+        return sum(chunks for at, chunks in self.seen if at > first + 0.5) / (last - first)
+
+
+def ours(folder: Path, scratch: Path) -> tuple[Report, Watch]:
+    """Start a server, ingest as the command does, stop it."""
+    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+    config["http_options"]["port"] = 21435
+    (scratch / "serve.yaml").write_text(yaml.safe_dump(config))
+    own = scratch / "home"
+    server = subprocess.Popen(
+        [sys.executable, "-m", "deployments.cli", "serve", str(scratch / "serve.yaml")],
+        cwd=ROOT,
+        env={**os.environ, "MINDFU_HOME": str(own)},
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert server.stdout
+        if not any("MindFu answers" in line for line in server.stdout):
+            sys.exit("The server did not start.")
+        address = address_of(own)
+        assert address
+        with joined(own, address):
+            from deployments.bulk import Cluster  # Ray reads the environment when it is imported
+
+            watch = Watch()
+            report = Ingestion([str(folder)], Cluster(own)).run(watch)
+    finally:
+        server.send_signal(signal.SIGINT)
+        server.wait(90)
+    assert set(report.counts) == {"added"}, report
+    return report, watch
+
+
+def peer(folder: Path) -> dict[str, float]:
+    """Run LlamaIndex in its own environment, which is made if it is not there."""
+    venv = home() / "benchmarks" / "llama-index"
+    if not (venv / "ready").exists():
+        uv = [str(Path(sys.executable).with_name("uv"))]
+        subprocess.run([*uv, "venv", "--clear", "--python", sys.executable, str(venv)], check=True)
+        subprocess.run([*uv, "pip", "install", "--python", str(venv / "bin" / "python"), *PEER], check=True)
+        (venv / "ready").touch()
+    command = [str(venv / "bin" / "python"), str(ROOT / "benchmarks" / "ingest_peer.py"), str(folder), str(bundled())]
+    shown = subprocess.run(command, check=True, capture_output=True, text=True)
+    found: dict[str, float] = json.loads(shown.stdout.splitlines()[-1])
+    return found
+
+
+def main() -> None:
+    """Measure, and print a table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--documents", type=int, default=250)
+    parser.add_argument("--peer-documents", type=int, default=60)
+    parser.add_argument("--no-peer", action="store_true")
+    options = parser.parse_args()
+    workers = os.cpu_count() or 1
+    with tempfile.TemporaryDirectory() as folder:
+        scratch = Path(folder)
+        (scratch / "all").mkdir()
+        size = corpus(scratch / "all", options.documents)
+        texts = texts_of(scratch / "all")
+        print(f"{options.documents} documents, {size / 1e6:.1f} MB, {len(texts)} chunks, {workers} cores")
+        most = ceiling(texts, scratch / "cache", workers)
+        print(f"ceiling: {most:.1f} texts/s", flush=True)
+        report, watch = ours(scratch / "all", scratch)
+        rate, documents = report.chunks / report.seconds, report.counts["added"] / report.seconds
+        print(f"mindfu ingest: {report.chunks} chunks in {report.seconds:.1f} s, {documents:.2f} documents/s")
+        print(f"  {rate:.1f} texts/s, {rate / most:.2f} of the ceiling, the start of the stages included")
+        print(f"  {watch.steady():.1f} texts/s, {watch.steady() / most:.2f} of the ceiling, without it", flush=True)
+        if not options.no_peer:
+            (scratch / "part").mkdir()
+            chosen = sorted((scratch / "all").iterdir())[:: max(1, options.documents // options.peer_documents)]
+            for path in chosen:
+                shutil.copy(path, scratch / "part")
+            part = sum(path.stat().st_size for path in chosen)
+            found = peer(scratch / "part")
+            theirs = part / found["seconds"]
+            print(f"LlamaIndex: {found['documents']} documents, {found['texts']} texts in {found['seconds']:.1f} s")
+            print(f"  {found['texts'] / found['seconds']:.1f} texts/s, {theirs / 1000:.2f} kB/s of documents")
+            mine = size / report.seconds
+            print(f"mindfu / LlamaIndex, by kB/s of documents: {mine / theirs:.2f}, ours {mine / 1000:.2f} kB/s")
+
+
+if __name__ == "__main__":
+    main()
