@@ -7,11 +7,11 @@ The prompt is made by `app.prompt.augment`, the very function that serves. Examp
 import random
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple
 
-from tokenizers import Tokenizer
+from tokenizers import Encoding, Tokenizer
 
 from app import prompt
 from app.messages import Message, Passage
@@ -38,7 +38,7 @@ SMALLTALK = (
     ("You are welcome.", LISTS["thanks"]),
     ("Goodbye!", LISTS["farewell"]),
 )
-TOOL_SHARE = 0.1  # of the examples at level 1; with those between sources, this much of the prompts offer tools
+TOOL_SHARE = 0.25  # of the examples at level 1; with those between sources, this much of the prompts offer tools
 # Of the examples at level 0, a fifth of that at level 1: half of such an example is copying, of others a twentieth.
 REPEAT_SHARE = 0.22
 REPEAT = ("Repeat this text.", "Say this again:", "Repeat:", "Read this out, word for word.", "Repeat after me.")
@@ -379,51 +379,89 @@ def _cut(rng: random.Random, found: Document, start: int, end: int, *, whole: Sp
     return Piece(found.title, cut, inside)
 
 
+class _Place(NamedTuple):
+    """Where a turn's content stands among the tokens. ends: of its tokens, characters."""
+
+    base: int
+    ends: list[int]
+
+    def at(self, character: int) -> int:
+        """The token that holds a character of the content."""
+        return self.base + bisect_right(self.ends, character)
+
+
 def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
     """Tokens, and what training teaches at which of them."""
     turns = example.chat()
     rendered = chat.render(tokenizer, turns)
-    base, encoding = rendered.contents[-2]
+    places = [_Place(base, [end for _, end in encoding.offsets]) for base, encoding in rendered.contents]
     answer, words = rendered.contents[-1]
     tokens = rendered.tokens[: answer + len(words) + 1]
-    content = turns[-2].content
-    last = [end for _, end in encoding.offsets]
-    sentences: list[tuple[int, int, bool]] = []
-    pointers: list[tuple[int, int]] = []
-    if example.kind == "repeat":
-        start = len(content) - len(example.answer)
-        pointers = [
-            (answer + index - 1, base + bisect_right(last, start + begin + words.tokens[index].startswith("Ġ")))
-            for index, (begin, _) in enumerate(words.offsets)
-        ]
     asked = {
-        stem: base + bisect_right(last, word.end() - 1)
+        stem: places[-2].at(word.end() - 1)
         for word in WORD.finditer(example.question)
         for stem in [demo_questions.telling(word[0])]
         if stem is not None
     }
-    matches: list[tuple[int, int]] = []
-    cursor = len(example.question)
+    encoded = Encoded(tokens, answer - 1, [], [], [], example.kind)
+    _mark_sources(encoded, example, words, places[-2], asked)
+    if example.kind == "repeat":
+        start = len(turns[-2].content) - len(example.answer)
+        encoded.pointers.extend(_copied(encoded, words, 0, len(example.answer), places[-2], start))
+    if "tool call" in example.kind:
+        _mark_offers(encoded, example, words, (places[0], places[-2]), asked)
+    return encoded
+
+
+def _copied(
+    encoded: Encoded, words: Encoding, start: int, length: int, source: _Place, origin: int
+) -> list[tuple[int, int]]:
+    """Pointers for characters of the answer that stand from `origin` on in the source."""
+    found = []
+    for index, (begin, end) in enumerate(words.offsets):
+        place = begin + (words.tokens[index].startswith("Ġ") and end - begin > 1)
+        if start <= place < start + length:
+            found.append((encoded.answer + index, source.at(origin + place - start)))
+    return found
+
+
+def _mark_sources(encoded: Encoded, example: Example, words: Encoding, place: _Place, asked: dict[str, int]) -> None:
+    """Sentences and words of the passages, and what the answer quotes of them."""
+    content, cursor = example.content(), len(example.question)
     for number, piece in enumerate(example.pieces):
         label = content.index(f"[{number + 1}] ", cursor)
         text = content.index(piece.text, label)
         cursor = text + len(piece.text)
-        for word in WORD.finditer(piece.text):
-            stem = demo_questions.telling(word[0])
-            if stem is not None:
-                matches.append((base + bisect_right(last, text + word.end() - 1), asked.get(stem, 0)))
+        encoded.matches.extend(_matched(content, text, cursor, place, asked))
         for span in piece.spans:
             quoted = example.target is not None and example.target == (number, span)
-            first, final = (base + bisect_right(last, text + place) for place in (span.start, span.end - 1))
-            sentences.append((first, final, quoted))
+            encoded.sentences.append((place.at(text + span.start), place.at(text + span.end - 1), quoted))
         if example.target is None or example.target.piece != number:
             continue
-        start = text + example.target.span.start
-        length = example.target.span.end - example.target.span.start
+        start, length = example.target.span.start, example.target.span.end - example.target.span.start
+        encoded.pointers.extend(_copied(encoded, words, 1, length, place, text + start))
         for index, (begin, end) in enumerate(words.offsets):
-            place = begin + (words.tokens[index].startswith("Ġ") and end - begin > 1)
-            if 1 <= place < 1 + length:
-                pointers.append((answer + index - 1, base + bisect_right(last, start + place - 1)))
-            elif example.answer[begin:end] == str(number + 1) and begin > length:
-                pointers.append((answer + index - 1, base + bisect_right(last, label + 1)))
-    return Encoded(tokens, answer - 1, pointers, sentences, matches, example.kind)
+            if example.answer[begin:end] == str(number + 1) and begin > length:
+                encoded.pointers.append((encoded.answer + index, place.at(label + 1)))
+
+
+def _mark_offers(
+    encoded: Encoded, example: Example, words: Encoding, places: tuple[_Place, _Place], asked: dict[str, int]
+) -> None:
+    """The tools of the system prompt as sentences, and what the call copies from there and from the request."""
+    system = example.turns[0].content
+    name = demo_tools.called(example.answer)
+    for tool in demo_tools.offered(system):
+        is_called = name is not None and system.startswith(f'{name}"', tool.start)
+        encoded.sentences.append((places[0].at(tool.start), places[0].at(tool.end - 1), is_called))
+        encoded.matches.extend(_matched(system, tool.start, tool.end, places[0], asked))
+    for part in demo_tools.parts(example.answer, system, example.question):
+        source = places[0] if part.offered else places[1]
+        encoded.pointers.extend(_copied(encoded, words, part.start, part.length, source, part.source))
+
+
+def _matched(text: str, start: int, end: int, place: _Place, asked: dict[str, int]) -> Iterator[tuple[int, int]]:
+    for word in WORD.finditer(text, start, end):
+        stem = demo_questions.telling(word[0])
+        if stem is not None:
+            yield place.at(word.end() - 1), asked.get(stem, 0)

@@ -5,6 +5,7 @@ Most are a verb and an object drawn anew, so that the model learns to read the o
 
 import json
 import random
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -36,6 +37,22 @@ class _Argument(NamedTuple):
     wordings: tuple[str, ...]
 
 
+class Part(NamedTuple):
+    """A name or value in a call: characters of the answer, and where they stand in the offer, or in the request."""
+
+    start: int
+    length: int
+    source: int
+    offered: bool
+
+
+class Offer(NamedTuple):
+    """A tool in the system prompt: from its name to the end of its description, characters."""
+
+    start: int
+    end: int
+
+
 ARGUMENTS = (
     _Argument("city", "string", ("city", "location", "place"), (" in {}", " at {}", " located in {}")),
     _Argument("person", "string", ("name", "person", "user"), (" for {}", " of {}", " belonging to {}")),
@@ -44,6 +61,8 @@ ARGUMENTS = (
     _Argument("code", "string", ("id", "code", "number"), (" with id {}", " number {}", " with the code {}")),
     _Argument("company", "string", ("company", "customer", "account"), (" of {}", " for {}", " at the company {}")),
 )
+OFFERED = re.compile(r'"name": "([^"]+)", "description": "([^"]*)"')
+CALLED = re.compile(r'<tool_call>\n\{"name": "([^"]+)"')
 PLEASE = ("{}", "{}", "Please {}", "Can you {}?", "I want to {}.", "Could you {}, please?")
 PLEASE_HELD_OUT = ("I need you to {}.", "Would you {}?")
 
@@ -98,3 +117,33 @@ def _coined(rng: random.Random, *, held_out: bool) -> Call:
     request = rng.choice(PLEASE_HELD_OUT if held_out else PLEASE).format(asked)
     described = rng.choice([f"{verb.capitalize()} a {thing}.", f"{verb.capitalize()} the {thing}", f"{verb} {thing}"])
     return Call(definition(name, described, kinds), request[0].upper() + request[1:], text(name, arguments))
+
+
+def offered(system: str) -> list[Offer]:
+    """The tools of a system prompt that `train.chat.offer` wrote."""
+    return [Offer(found.start(1), found.end(2)) for found in OFFERED.finditer(system)]
+
+
+def called(answer: str) -> str | None:
+    """The name in a call; None where the answer is none."""
+    found = CALLED.match(answer)
+    return found[1] if found else None
+
+
+def parts(answer: str, system: str, request: str) -> list[Part]:
+    """What a call copies: the function's name, and each argument's key and value. Empty where the answer is no call."""
+    name = called(answer)
+    if name is None:
+        return []
+    arguments = json.loads(answer.split("\n")[1])["arguments"]
+    start = system.index(f'"name": "{name}"') + len('"name": "')
+    found = [Part(answer.index(name), len(name), start, offered=True)]
+    cursor = found[0].start + len(name)
+    for key, value in arguments.items():
+        said = str(value)
+        cursor = answer.index(f'"{key}": ', cursor) + 1
+        found.append(Part(cursor, len(key), system.index(f'"{key}": {{', start) + 1, offered=True))
+        cursor = answer.index(said, cursor + len(key))
+        if said in request:
+            found.append(Part(cursor, len(said), request.rindex(said), offered=False))
+    return found

@@ -77,6 +77,34 @@ def test_pointers_lead_from_each_answer_token_to_its_source(learnt: tokenizer.To
     assert [quoted for _, _, quoted in encoded.sentences] == [False, True]
 
 
+def test_a_call_points_at_the_offer_and_at_the_request(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
+    """Name and keys come from the tool that is called, values from what was asked for; that tool alone is marked."""
+    for number in range(40):
+        example = writer.of_kind(number, "tool call")
+        encoded = encode(learnt, example)
+        assert [quoted for _, _, quoted in encoded.sentences].count(True) == 1
+        name = demo_tools.called(example.answer)
+        first, last, _ = next(sentence for sentence in encoded.sentences if sentence[2])
+        assert learnt.decode(encoded.tokens[first : last + 1]).strip(' "').startswith(name)
+        parts = demo_tools.parts(example.answer, example.turns[0].content, example.question)
+        for part in parts:
+            source = example.turns[0].content if part.offered else example.question
+            copied = example.answer[part.start : part.start + part.length]
+            assert source[part.source : part.source + part.length] == copied
+        call = json.loads(example.answer.split("\n")[1])
+        assert len(parts) == 1 + 2 * len(call["arguments"])
+        assert len(encoded.pointers) >= len(parts)
+
+
+def test_where_no_tool_fits_none_is_marked(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
+    """The offer is there to be passed over."""
+    for number in range(20):
+        example = writer.of_kind(number, "no tool call")
+        offers = len(demo_tools.offered(example.turns[0].content))
+        assert 1 <= offers <= 4
+        assert not any(quoted for _, _, quoted in encode(learnt, example).sentences[-offers:])
+
+
 def test_training_ends_with_the_end_of_the_turn(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
     """The model learns to stop: the last token of every example is <|im_end|>."""
     encoded = encode(learnt, writer.example(3))
