@@ -9,7 +9,7 @@ this tenant, so that what was deleted is gone in the same moment, and its vector
         for due in await work.unremembered(16): …   # deployments/remembering.py
     passages = await memory.told(tenant, found)     # deployments/recall.py
 
-Not remembered: turns without an answer in words, those rated down, and those whose request said `"store": false`.
+Not remembered: turns without an answer in words, and those rated down.
 Every method raises Unavailable while PostgreSQL is away.
 """
 
@@ -26,7 +26,7 @@ from app.messages import Message, Passage
 from app.nul import hide, show
 from app.postgres import reaching_postgres
 from app.queries import queries
-from app.turn_rows import ANSWER, EXTRAS, MESSAGES, feedback, load
+from app.turn_rows import ANSWER, MESSAGES, feedback, load
 
 COLLECTION = "conversations"
 SIDE_CHARS = 8000  # of what was asked, and of the answer: what stands behind is not found again
@@ -150,9 +150,8 @@ class Work:
         correction = next((one.correction for one in reversed(said) if one.correction is not None), None)
         rated_down = sum(one.rating or 0 for one in said) < 0 and correction is None
         answer = correction or load(ANSWER, row["answer"])
-        unwanted = rated_down or load(EXTRAS, row["extras"]).get("store") is False
         before = load(MESSAGES, asked or "[]")
-        text = "" if unwanted else exchanged(before, answer)
+        text = "" if rated_down else exchanged(before, answer)
         return Exchange(show(row["tenant"]), row["created_at"], show(row["title"]), text, row["chunks"])
 
     async def remembered(self, due: Due, chunks: int) -> bool:

@@ -8,7 +8,7 @@ order by number desc
 limit $1
 
 -- turn: what is worth remembering of a turn, if it is still there
-select t.tenant, t.created_at, t.answer, t.messages, t.parent_id, t.extras, c.title,
+select t.tenant, t.created_at, t.answer, c.title,
     coalesce((select chunks from memories where turn_id = t.id), 0) as chunks
 from turns t join conversations c on c.id = t.conversation_id
 where t.id = $1

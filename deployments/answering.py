@@ -6,7 +6,7 @@ engine fails. Nothing here knows a dialect.
 
 import asyncio
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -24,6 +24,7 @@ from app.messages import Delta, Done, Generate, Measure, Message, Passage, RagOp
 from app.prompt import augment, source_text, sources_block, within_budget
 from app.recorder import Recorder
 from app.settings import RagSettings
+from app.shelves import Shelved
 from deployments.calls import call, stream
 from deployments.metrics import Metrics
 from deployments.recall import Recall
@@ -37,11 +38,22 @@ SEAMS = 8  # tokens that texts may cost beyond their own when they are joined
 
 
 @dataclass(frozen=True)
+class Within:
+    """Files of vector stores, to be searched instead of what `rag` says. files: by document; least: of a score."""
+
+    stores: tuple[str, ...]
+    files: Mapping[str, Shelved]
+    top_k: int | None = None
+    least: float | None = None
+
+
+@dataclass(frozen=True)
 class Ask:
     """A parsed request. rag: None takes the settings. key: it came with; extras: what is only kept with the turn."""
 
     generate: Generate
     rag: bool | RagOptions | None = None
+    within: Within | None = None
     conversation_id: str | None = None
     client: str | None = None
     key: Key | None = None
@@ -156,6 +168,8 @@ class Answering:
             found = await self.metrics.timed("retrieve", self._remember(search, place))
         else:
             place, found = await asyncio.gather(locating, self.metrics.timed("retrieve", self._retrieve(search)))
+        if ask.within is not None:
+            found = _of_files(found, ask.within)
         return Draft(place, await self._fitting(ask.generate, found), started, created_at)
 
     async def _locate(self, ask: Ask) -> Place | None:
@@ -168,6 +182,16 @@ class Answering:
     def _search(self, ask: Ask) -> Search | None:
         """What to look for. None: nothing."""
         query = next((message.content for message in reversed(ask.generate.messages) if message.role == "user"), "")
+        if ask.within is not None and query.strip():
+            return Search(
+                query=query,
+                tenant=ask.generate.tenant,
+                collections=ask.within.stores,
+                top_k=ask.within.top_k or self.rag.top_k,
+                min_score=self.rag.min_score if ask.within.least is None else -1.0,
+                neighbours=self.rag.neighbours,
+                only=tuple(ask.within.files),
+            )
         wanted = ask.rag if isinstance(ask.rag, RagOptions) else RagOptions()
         enabled = self.rag.enabled if ask.rag is None else bool(ask.rag)
         if not enabled or not query.strip():
@@ -249,6 +273,15 @@ class Answering:
         self.background.add(task)
         task.add_done_callback(self.background.discard)
         return task
+
+
+def _of_files(found: Sequence[Passage], within: Within) -> tuple[Passage, ...]:
+    """Passages as those of the files that clients know. Below the least score there are none."""
+    return tuple(
+        passage.model_copy(update={"document_id": file.upload_id, "title": file.name})
+        for passage in found
+        if (file := within.files.get(passage.document_id)) and passage.score >= (within.least or 0.0)
+    )
 
 
 def _options(request: Generate) -> dict[str, Any]:

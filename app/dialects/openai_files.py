@@ -67,7 +67,9 @@ class ChunkingStrategy(Strict):
     def cut(self) -> Chunking | None:
         """None: as the settings say."""
         static = self.static
-        return static and Chunking(tokens=static.max_chunk_size_tokens, overlap=static.chunk_overlap_tokens)
+        if static is None:
+            return None
+        return Chunking(tokens=static.max_chunk_size_tokens, overlap=static.chunk_overlap_tokens)
 
 
 class NewShelf(Strict):

@@ -62,14 +62,12 @@ def _same(has: object, value: object) -> bool:
 
 def _ordered(kind: str, has: object, value: object) -> bool:
     """Numbers with numbers, text with text."""
-    numbers = isinstance(has, int | float) and isinstance(value, int | float)
-    if (
-        isinstance(has, bool)
-        or isinstance(value, bool)
-        or not (numbers or (isinstance(has, str) == isinstance(value, str)))
-    ):
+    if isinstance(has, bool) or isinstance(value, bool):
         return False
-    if has is None:
-        return False
-    order = (has > value) - (has < value)  # type: ignore[operator]  # both numbers or both texts
+    if isinstance(has, int | float) and isinstance(value, int | float):
+        return _stands(kind, (has > value) - (has < value))
+    return isinstance(has, str) and isinstance(value, str) and _stands(kind, (has > value) - (has < value))
+
+
+def _stands(kind: str, order: int) -> bool:
     return {"gt": order > 0, "gte": order >= 0, "lt": order < 0, "lte": order <= 0}[kind]

@@ -22,9 +22,9 @@ TEXT_PARTS = frozenset({"input_text", "output_text", "text"})
 MEDIA = {"input_image": "an image", "input_file": "a file", "input_audio": "audio", "image_url": "an image"}
 HOSTED = frozenset({
     "apply_patch_call", "apply_patch_call_output", "code_interpreter_call", "compaction", "compaction_summary",
-    "computer_call", "computer_call_output", "file_search_call", "image_generation_call", "local_shell_call",
-    "local_shell_call_output", "mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools",
-    "shell_call", "shell_call_output", "tool_search_call", "tool_search_output", "web_search_call",
+    "computer_call", "computer_call_output", "image_generation_call", "local_shell_call", "local_shell_call_output",
+    "mcp_approval_request", "mcp_approval_response", "mcp_call", "mcp_list_tools", "shell_call", "shell_call_output",
+    "tool_search_call", "tool_search_output", "web_search_call",
 })  # fmt: skip
 """Items of tools that OpenAI runs itself. They are none of ours, so no answer of ours held one."""
 
@@ -75,6 +75,8 @@ def messages_of(items: Sequence[Json], param: str = "input") -> tuple[Message, .
     said: list[Message] = []
     for index, item in enumerate(items):
         where = f"{param}[{index}]"
+        if _kind(item) == "file_search_call":  # of an answer of ours: what it found is in the answer that quotes it
+            continue
         read = READERS.get(_kind(item))
         if read is None:
             raise _unreadable(item, where)

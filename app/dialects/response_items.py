@@ -40,16 +40,31 @@ def input_items(messages: Iterable[Message], own: str, customs: Collection[str] 
 
 def output_items(
     answer: Message, own: str, *, status: Status, sources: Sequence[Passage] = (), customs: Collection[str] = (),
-    logprobs: Sequence[TokenLogprob] = (), carried: bool = False,
+    logprobs: Sequence[TokenLogprob] = (), carried: bool = False, done: Sequence[Json] = (),
 ) -> tuple[Json, ...]:  # fmt: skip
     """An answer's items: reasoning, message, calls. At least one: an answer of nothing is an empty message.
 
     own: what is the response's own in its id. status: of the last item, those before it are complete. customs: the
-    names of custom tools. carried: see `reasoning_item`.
+    names of custom tools. carried: see `reasoning_item`. done: the items before the answer.
     """
     stem = output_stem(own)
-    *before, last = _items(answer, stem, 0, sources=sources, customs=customs, logprobs=logprobs, carried=carried)
-    return (*before, last | {"status": status})
+    items = _items(answer, stem, len(done), sources=sources, customs=customs, logprobs=logprobs, carried=carried)
+    return (*done, *items[:-1], items[-1] | {"status": status})
+
+
+def search_item(own: str, query: str, sources: Sequence[Passage], *, results: bool) -> Json:
+    """A search of files, which came before the answer. sources: what the model was given; results: tell them."""
+    found = [
+        {"file_id": source.document_id, "filename": source.title, "score": source.score, "text": source.text}
+        for source in sources
+    ]
+    return {
+        "type": "file_search_call",
+        "id": f"fs_{output_stem(own)}0",
+        "status": "completed",
+        "queries": [query],
+        "results": found if results else None,
+    }
 
 
 def output_stem(own: str) -> str:

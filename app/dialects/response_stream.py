@@ -20,6 +20,7 @@ from app.dialects.response_items import (
     output_stem,
     reasoning_item,
     reasoning_part,
+    search_item,
     text_part,
 )
 from app.errors import MindFuError
@@ -46,11 +47,20 @@ class Head:
     sources: Sequence[Passage] = ()
     conversation_id: str | None = None
     carried: bool = False  # reasoning comes with `encrypted_content`
+    query: str = ""  # of a search of files
+    results: bool = False  # a search tells what it found
 
     @property
     def own(self) -> str:
         """What is the response's own in its id, and the beginning of its items' ids."""
         return self.id.removeprefix("resp_")
+
+    @property
+    def done(self) -> tuple[Json, ...]:
+        """The items that are there before the answer: a search of files, where one was asked for."""
+        if not any(tool["type"] == "file_search" for tool in self.echo["tools"]):
+            return ()
+        return (search_item(self.own, self.query, self.sources, results=self.results),)
 
     @property
     def customs(self) -> frozenset[str]:
@@ -110,6 +120,7 @@ def answered(
         customs=head.customs,
         logprobs=logprobs,
         carried=head.carried,
+        done=head.done,
     )
     return response(head, status, output, usage=usage, error=error)
 
@@ -165,6 +176,13 @@ class ResponseRenderer:
         """The response, as yet without output."""
         for name in ("response.created", "response.in_progress"):
             yield self._event(name, response=response(self.head, "in_progress", ()))
+        for place, item in enumerate(self.head.done):
+            begun = {"output_index": place, "item": item | {"status": "in_progress", "results": None}}
+            yield self._event("response.output_item.added", **begun)
+            for state in ("in_progress", "searching", "completed"):
+                yield self._event(f"response.file_search_call.{state}", output_index=place, item_id=item["id"])
+            yield self._event("response.output_item.done", output_index=place, item=item)
+            self.output.append(item)
 
     def piece(self, delta: Delta) -> Iterable[Event]:
         """One delta."""
@@ -189,7 +207,7 @@ class ResponseRenderer:
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:  # noqa: ARG002 - told already
         """What is open ends, and the response with it."""
         status = ending(done)
-        if not self.output and not self.open:
+        if len(self.output) == len(self.head.done) and not self.open:
             yield from self._turn_to("message")
         yield from self._close(status)
         told = response(self.head, status, self.output, usage=done.usage)

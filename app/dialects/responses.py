@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validat
 from app.dialects.events import Json
 from app.dialects.openai_requests import MOST_TOKENS, at_most
 from app.dialects.response_input import dereferenced, messages_of, references, require_answered_calls
-from app.dialects.response_tools import chosen, is_left_out, offered
+from app.dialects.response_tools import FileSearch, chosen, is_left_out, offered, searched
 from app.errors import InvalidRequest, UnsupportedOption
 from app.messages import Generate, JsonFormat, JsonSchema, Message, RagOptions, Sampling, Strict
 
@@ -135,6 +135,11 @@ class InputRequest(BaseModel):
                 raise InvalidRequest(f"Invalid '{where}': an item is an object (got {repr(item)[:80]}).", where)
         return self.input or []
 
+    @property
+    def file_search(self) -> FileSearch | None:
+        """The file search that is asked for. Raises InvalidRequest for one that cannot be read."""
+        return searched(self.tools or (), self.tool_choice)
+
     def references(self) -> frozenset[str]:
         """The ids of the items that the input names."""
         return references(self.items())
@@ -160,7 +165,8 @@ class InputRequest(BaseModel):
         found: Mapping[str, Json] = NOTHING,
     ) -> Generate:
         """For the engine; see `messages`."""
-        tools, choice = chosen(self.tool_choice, [tool.internal() for tool in offered(self.tools or ())])
+        functions, searches = [tool.internal() for tool in offered(self.tools or ())], self.file_search is not None
+        tools, choice = chosen(self.tool_choice, functions, searches=searches)
         return Generate(
             request_id=request_id,
             tenant=tenant,
@@ -212,6 +218,10 @@ class ResponsesRequest(InputRequest):
         """Whether the response can be asked for by its id."""
         return self.store is not False
 
+    def tells_results(self) -> bool:
+        """Whether what a file search found is to come with its item."""
+        return "file_search_call.results" in (self.include or ())
+
     def carries_reasoning(self) -> bool:
         """Whether reasoning is to come as `encrypted_content` too."""
         return "reasoning.encrypted_content" in (self.include or ())
@@ -255,7 +265,7 @@ class ResponsesRequest(InputRequest):
 
         created_at: Unix seconds; dropped: messages that `truncation` took out of the prompt.
         """
-        sampling = self.sampling()
+        sampling, search = self.sampling(), self.file_search
         form = self.text.format if self.text and self.text.format else Format(type="text")
         text: Json = {"format": form.model_dump(by_alias=True, exclude_none=True)}
         if self.text and self.text.verbosity:
@@ -280,7 +290,7 @@ class ResponsesRequest(InputRequest):
             "temperature": sampling.temperature,
             "text": text,
             "tool_choice": self.tool_choice or "auto",
-            "tools": [tool.echo() for tool in offered(self.tools or ())],
+            "tools": [*(tool.echo() for tool in offered(self.tools or ())), *([search.echo()] if search else [])],
             "top_logprobs": self.top_logprobs or 0,
             "top_p": sampling.top_p,
             "truncation": self.truncation or "disabled",

@@ -1,21 +1,31 @@
 """POST /v1/responses and what belongs to it. A response is a turn of the conversations, found by its id."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated, Literal, NamedTuple
 
 from fastapi import APIRouter, Query, Request, Response
 
 from app.dialects.events import Json
+from app.dialects.openai_filters import matches
 from app.dialects.response_items import input_items, output_items, response_of
+from app.dialects.response_tools import FileSearch
 from app.dialects.response_stream import Head, ResponseRenderer, request_id, response_id, retold
 from app.dialects.responses import Include, InputRequest, ResponsesRequest
-from app.errors import ContextTooLong, InvalidRequest, NotFound, Unavailable, UnknownPreviousResponse
+from app.errors import (
+    ContextTooLong,
+    InvalidRequest,
+    NotFound,
+    Unavailable,
+    UnknownPreviousResponse,
+    UnsupportedOption,
+)
 from app.messages import Generate, Measure, Message
 from app.responses import Stored
+from app.shelves import Shelved
 from app.truncation import without_oldest
-from deployments.answering import Opened
+from deployments.answering import Opened, Within
 from deployments.calls import call
 from deployments.routes.answers import ask_of, respond
 from deployments.routes.bodies import Route
@@ -68,7 +78,8 @@ def routes(gateway: "Gateway") -> APIRouter:
             raise InvalidRequest("Only responses made in the background can be streamed again; leave it out.", "stream")
         stored = await _stored(gateway, tenant, id_)
         included = {*(include or ()), *(bracketed or ())}
-        return retold(_head(id_, stored, carried="reasoning.encrypted_content" in included), stored.turn)
+        carried, results = (of in included for of in ("reasoning.encrypted_content", "file_search_call.results"))
+        return retold(_head(id_, stored, carried=carried, results=results), stored.turn)
 
     @router.delete("/{id_}")
     async def delete(tenant: Tenant, id_: str) -> Json:
@@ -107,13 +118,24 @@ async def _answer(gateway: "Gateway", tenant: str, request: Request, body: Respo
     generate = await _fitting(gateway, asked) if body.truncation == "auto" else asked
     echo = body.echo(int(time.time()), dropped=len(asked.messages) - len(generate.messages))
     ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo))
+    if body.file_search is not None:
+        ask = replace(ask, within=await _within(gateway, tenant, body, body.file_search))
+    query = _query(generate.messages)
     if before.conversation_id:
         ask = replace(ask, conversation_id=before.conversation_id)
 
     def renderer(opened: Opened) -> ResponseRenderer:
         place = (opened.sources, opened.conversation_id)
         return ResponseRenderer(
-            Head(response_id(generate.request_id), model, echo, *place, carried=body.carries_reasoning())
+            Head(
+                response_id(generate.request_id),
+                model,
+                echo,
+                *place,
+                carried=body.carries_reasoning(),
+                query=query,
+                results=body.tells_results(),
+            )
         )
 
     try:
@@ -121,6 +143,30 @@ async def _answer(gateway: "Gateway", tenant: str, request: Request, body: Respo
     except ContextTooLong as exc:
         exc.param = "input"  # what this dialect calls it
         raise
+
+
+async def _within(gateway: "Gateway", tenant: str, body: ResponsesRequest, search: FileSearch) -> Within:
+    """The files to search. Raises NotFound for a vector store that the tenant does not have."""
+    if body.rag is not None:
+        message = "'rag' and the tool file_search both say what to search; send one of them."
+        raise UnsupportedOption(message, "rag")
+    files: dict[str, Shelved] = {}
+    for store in search.vector_store_ids:
+        files |= await gateway.recorder.read(gateway.shelves.searched(tenant, store))
+    if search.filters is not None:
+        files = {id_: file for id_, file in files.items() if matches(search.filters, file.attributes)}
+    ranking = search.ranking_options
+    return Within(
+        tuple(dict.fromkeys(search.vector_store_ids)),
+        files,
+        search.max_num_results,
+        ranking.score_threshold if ranking else None,
+    )
+
+
+def _query(messages: Sequence[Message]) -> str:
+    """What files are searched for."""
+    return next((message.content for message in reversed(messages) if message.role == "user"), "")
 
 
 async def _before(gateway: "Gateway", tenant: str, body: InputRequest) -> Before:
@@ -146,7 +192,9 @@ async def _named(gateway: "Gateway", tenant: str, ids: frozenset[str]) -> Mappin
     for id_ in {response for item in ids if (response := response_of(item))}:
         if stored := await _find(gateway, tenant, id_):
             head = _head(id_, stored)
-            output = output_items(stored.turn.answer, head.own, status="completed", customs=head.customs)
+            output = output_items(
+                stored.turn.answer, head.own, status="completed", customs=head.customs, done=head.done
+            )
             found |= {item["id"]: item for item in (*input_items(stored.spoken, head.own, head.customs), *output)}
     return found
 
@@ -168,11 +216,20 @@ async def _stored(gateway: "Gateway", tenant: str, id_: str) -> Stored:
     return stored
 
 
-def _head(id_: str, stored: Stored, *, carried: bool = False) -> Head:
+def _head(id_: str, stored: Stored, *, carried: bool = False, results: bool = False) -> Head:
     turn = stored.turn
     echo = turn.extras["response"]
     assert isinstance(echo, dict)
-    return Head(id_, turn.model, echo, turn.sources, stored.conversation_id, carried=carried)
+    return Head(
+        id_,
+        turn.model,
+        echo,
+        turn.sources,
+        stored.conversation_id,
+        carried=carried,
+        query=_query(stored.spoken),
+        results=results,
+    )
 
 
 async def _fitting(gateway: "Gateway", request: Generate) -> Generate:

@@ -14,20 +14,23 @@ from fastapi import FastAPI
 
 from app.feedback import FeedbackStore
 from app.keyring import Caller
+from app.messages import Delta, Generate, Measure
 from app.postgres_home import PostgresHome
 from app.recorder import Recorder
-from app.settings import DocumentSettings, Settings
+from app.responses import Responses
+from app.settings import DocumentSettings, RagSettings, Settings
 from app.shelves import Shelves
 from app.spool import Spool
+from deployments.answering import Answering
 from deployments.guard import Guard
 from deployments.librarian import Librarian
 from deployments.metrics import Metrics
-from deployments.routes import conversations, documents, files, refusals, vector_stores
+from deployments.routes import conversations, documents, files, refusals, responses, vector_stores
 from tests import documents as made
-from tests.fakes import Handle, Keyring
+from tests.fakes import DONE, Handle, Keyring, Streamed
 from tests.integration.test_conversations import chat
 from tests.library import retrieving
-from tests.openai_schema import validate
+from tests.openai_schema import validate, validate_event
 
 pytestmark = pytest.mark.integration
 
@@ -56,6 +59,16 @@ class Library(NamedTuple):
         )  # fmt: skip
 
 
+def answer(prompt: Generate) -> Streamed:
+    """A model that cites the first source, where it has one."""
+    cited = "<sources>" in prompt.messages[-1].content
+    return Streamed([Delta("As it says [1]." if cited else "I have no sources.", 3), DONE])
+
+
+async def measure(_: Generate, texts: tuple[str, ...]) -> Measure:
+    return Measure(prompt_tokens=10, text_tokens=tuple(len(text) // 4 for text in texts), window=4096)
+
+
 @pytest.fixture
 async def library(pool: asyncpg.Pool, postgres_home: Path, tmp_path: Path) -> AsyncIterator[Library]:
     url = f"postgresql://postgres@/postgres?host={PostgresHome(postgres_home).run}&port=5432"
@@ -68,6 +81,16 @@ async def library(pool: asyncpg.Pool, postgres_home: Path, tmp_path: Path) -> As
             feedback=FeedbackStore(pool),
             shelves=Shelves(pool),
             retriever=Handle(search=retriever.search, chunks=retriever.chunks),
+            answering=Answering(
+                Handle(generate=answer, measure=measure),
+                Handle(search=retriever.search),
+                recorder,
+                RagSettings(min_score=0.1),
+                30.0,
+                Metrics(),
+            ),
+            responses=Responses(pool),
+            served=lambda model: model,
             librarian=Handle(**{name: getattr(librarian, name) for name in ("add_text", "list", "get", "delete")}),
             settings=Settings(documents=DocumentSettings(max_bytes=100_000)),
         )
@@ -77,7 +100,7 @@ async def library(pool: asyncpg.Pool, postgres_home: Path, tmp_path: Path) -> As
             Guard, keyring=Keyring(callers), limiter=None, max_body=50_000, max_upload=100_000, metrics=Metrics()
         )
         refusals.register(app)
-        for group in (files, vector_stores, documents, conversations):
+        for group in (files, vector_stores, documents, conversations, responses):
             app.include_router(group.routes(gateway))
         yield Library(app, recorder, vectors, pool)
         await librarian.close()
@@ -342,6 +365,66 @@ async def test_a_file_that_is_too_large_is_refused_with_both_numbers(library: Li
     with pytest.raises(openai.APIStatusError, match=r"the limit is .*documents\.max_bytes") as refused:
         await upload(library.openai(), "x" * 100_001)
     assert refused.value.status_code == 413
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_file_search_answers_from_vector_stores_and_cites_their_files(library: Library, stream: bool):
+    """The tool of the Responses API: searched before the answer, told as an item, cited by the file's id; and the
+    response that was kept says the same.
+    """
+    client = library.openai()
+    store, ids = await filled(client, harvest=HARVEST, tools=TOOLS)
+    await client.vector_stores.files.update(ids["tools"], vector_store_id=store, attributes={"kind": "tool"})
+    tool: Any = {"type": "file_search", "vector_store_ids": [store], "max_num_results": 1}
+    asked: dict[str, Any] = {"model": "m", "input": "When was the wheat cut?", "include": ["file_search_call.results"]}
+    if stream:
+        events = [event async for event in await client.responses.create(**asked, tools=[tool], stream=True)]
+        for event in events:
+            validate_event(event.model_dump(mode="json", exclude_unset=True))
+        kinds = [event.type for event in events]
+        assert kinds[2:7] == [
+            "response.output_item.added",
+            *(f"response.file_search_call.{state}" for state in ("in_progress", "searching", "completed")),
+            "response.output_item.done",
+        ]
+        told = events[-1].response
+    else:
+        told = await client.responses.create(**asked, tools=[tool])
+    search, message = told.output
+    assert (search.type, search.queries, search.status) == ("file_search_call", [asked["input"]], "completed")
+    assert [(one.file_id, one.filename) for one in search.results] == [(ids["harvest"], "harvest.txt")]
+    (cited,) = message.content[0].annotations
+    assert (cited.type, cited.file_id, cited.filename) == ("file_citation", ids["harvest"], "harvest.txt")
+    kept = await client.responses.retrieve(told.id, include=["file_search_call.results"])
+    assert (kept.output, kept.tools) == (told.output, told.tools)
+
+    tool["filters"] = {"type": "eq", "key": "kind", "value": "tool"}
+    other = await client.responses.create(**asked, tools=[tool], previous_response_id=told.id)
+    assert {one.file_id for one in other.output[0].results} <= {ids["tools"]}
+    again = [*(item.model_dump() for item in told.output), {"role": "user", "content": "Are you sure?"}]
+    assert (await client.responses.create(model="m", input=again)).status == "completed"
+
+
+async def test_file_search_without_a_vector_store_of_ones_own_is_refused(library: Library):
+    """None at all, one that is not there, another tenant's; and `rag` beside it, which says the same otherwise."""
+    client = library.openai()
+    theirs, _ = await filled(library.openai("theirs"), secret="The recipe needs nutmeg.")
+    store = (await client.vector_stores.create()).id
+    tool: Any = {"type": "file_search", "vector_store_ids": [theirs]}
+    with pytest.raises(openai.NotFoundError):
+        await client.responses.create(model="m", input="recipe?", tools=[tool])
+    for tools, extra, param in (
+        ([{"type": "file_search"}], {}, "tools[0].vector_store_ids"),
+        ([{"type": "file_search", "vector_store_ids": [store]}], {"rag": True}, "rag"),
+        ([{"type": "file_search", "vector_store_ids": [store]}] * 2, {}, "tools[1]"),
+    ):
+        with pytest.raises(openai.BadRequestError) as refused:
+            await client.responses.create(model="m", input="recipe?", tools=tools, extra_body=extra)
+        assert refused.value.param == param
+    tool["vector_store_ids"] = [store]
+    chosen: Any = {"tools": [tool], "tool_choice": {"type": "file_search"}}
+    (search, message) = (await client.responses.create(model="m", input="recipe?", **chosen)).output
+    assert (search.type, message.content[0].text) == ("file_search_call", "I have no sources.")
 
 
 async def test_no_tenant_reaches_what_another_has(library: Library):

@@ -193,7 +193,6 @@ async def test_a_correction_takes_the_place_of_its_answer_and_a_bad_answer_is_fo
     [
         {"answer": "", "status": "failed"},  # nothing was said
         {"answer": Message(role="assistant", content=" \n")},
-        {"extras": {"store": False}},  # nothing was to be kept for later use
     ],
 )
 async def test_some_turns_are_not_remembered(world, facts):
