@@ -10,7 +10,6 @@ from fastapi import APIRouter, Query, Request, Response
 from app.dialects.events import Json
 from app.dialects.openai_filters import matches
 from app.dialects.response_items import input_items, output_items, response_of
-from app.dialects.response_tools import FileSearch
 from app.dialects.response_stream import Head, ResponseRenderer, request_id, response_id, retold
 from app.dialects.response_tools import FileSearch
 from app.dialects.responses import Include, InputRequest, ResponsesRequest
