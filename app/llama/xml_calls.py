@@ -178,8 +178,8 @@ def _scanned(scan: JsonScan | None, char: str) -> JsonScan | None:
 
 def _unsure(held: str, marks: tuple[str, ...]) -> int:
     """Length of the longest end of what is held with which a mark begins."""
-    longest = min(len(held), max(map(len, marks)) - 1)
-    return next((size for size in range(longest, 0, -1) if any(mark.startswith(held[-size:]) for mark in marks)), 0)
+    places = (at for at, char in enumerate(held) if char in "\n<" and any(mark.startswith(held[at:]) for mark in marks))
+    return len(held) - next(places, len(held))
 
 
 def _quoted(text: str) -> str:
