@@ -96,10 +96,11 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # no types
         now = time.monotonic()
         self._seconds, self._began = self._seconds + now - self._began, now
 
-    def on_step_end(self, _: object, state: Any, control: Any, **__: object) -> None:
+    def on_step_end(self, args: Any, state: Any, control: Any, **__: object) -> None:
         self._seconds += time.monotonic() - self._began
         if state.global_step >= state.max_steps:
-            control.should_log = control.should_evaluate = control.should_save = True
+            control.should_log = control.should_save = True
+            control.should_evaluate = args.eval_strategy != "no"
 
     def on_log(self, _: object, state: Any, __: object, logs: dict[str, Any], **___: object) -> None:
         numbers = {name: float(logs[name]) for name in TOLD if name in logs}
@@ -107,12 +108,13 @@ class Reporter(TrainerCallback):  # type: ignore[misc]  # no types
             return
         tokens = logs.get("num_tokens")
         if tokens is not None and "loss" in numbers and self._seconds:
-            numbers["tokens_per_s"] = (tokens - self._tokens) / self._seconds
+            numbers |= {"tokens": tokens, "tokens_per_s": (tokens - self._tokens) / self._seconds}
             self._tokens, self._seconds = tokens, 0.0
         numbers |= {
             "step": float(state.global_step),
             "max_steps": float(state.max_steps),
             "memory_bytes": memory_bytes(),
+            "time": time.time(),
         }
         self._latest |= numbers
         self._report(numbers, None)

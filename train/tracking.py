@@ -5,6 +5,7 @@ Nothing that serves imports this.
 
 import os
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 
 import mlflow
@@ -12,8 +13,9 @@ from mlflow.entities import Metric
 from mlflow.tracking import MlflowClient
 
 
+@cache
 def client(home: Path) -> MlflowClient:
-    """A client of the tracking server; the embedded one's files are made if need be."""
+    """A client of the tracking server; the embedded one's files are made if need be. Opened once: it takes a second."""
     own = home / "mlflow"
     uri = os.environ.get("MLFLOW_TRACKING_URI")
     if not uri:
