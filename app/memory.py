@@ -165,10 +165,10 @@ class Work:
                 return False
         return True
 
-    async def failed(self, turn_id: UUID) -> int:
-        """Try it again later. Returns how often it failed."""
+    async def failed(self, turn_id: UUID) -> None:
+        """Try it again later."""
         with reaching_postgres():
-            return await self._connection.fetchval(SQL["failed"], turn_id) or 0
+            await self._connection.execute(SQL["failed"], turn_id)
 
     async def forgotten(self, limit: int) -> tuple[Gone, ...]:
         """Turns that are gone, and of which chunks may be left."""

@@ -36,7 +36,6 @@ delete from unremembered where turn_id = $1 and asked_at = $2
 update unremembered
 set failures = failures + 1, try_after = now() + least(interval '1 hour', interval '2 seconds' * power(2, least(failures, 12)))
 where turn_id = $1
-returning failures
 
 -- forgotten: turns that are gone
 select * from forgotten limit $1

@@ -139,10 +139,10 @@ def new_id(kind: str) -> str:
 
 
 class Shelves:
-    """The files and shelves of one database. Closing the pool is its owner's."""
+    """The files and shelves of one database. Closing the pool is its owner's. most_files: of one shelf."""
 
-    def __init__(self, pool: asyncpg.Pool) -> None:
-        self._pool = pool
+    def __init__(self, pool: asyncpg.Pool, *, most_files: int = MOST_FILES) -> None:
+        self._pool, self._most_files = pool, most_files
 
     async def upload(
         self, tenant: str, name: str, media_type: str | None, purpose: Purpose, data: bytes, lives_s: int | None
@@ -251,8 +251,9 @@ class Shelves:
         """
         shelf = await self.usable(tenant, shelf_id)
         known = await self._uploaded(tenant, [put.upload_id for put in puts])
-        if sum(shelf.counts) + len(puts) > MOST_FILES:
-            message = f"The vector store holds {sum(shelf.counts)} files, {len(puts)} are to come, {MOST_FILES} may be."
+        if sum(shelf.counts) + len(puts) > self._most_files:
+            has, most = sum(shelf.counts), self._most_files
+            message = f"The vector store holds {has} files, {len(puts)} are to come, {most} may be."
             raise InvalidRequest(message, "file_ids")
         batch = new_id("vsfb_") if together else None
         async with self._transaction() as connection:

@@ -68,12 +68,19 @@ class Remembering:
         if gone:
             await work.cleared(gone)
         due = await work.unremembered(BATCH)
+        failed: list[Exception] = []
         for start in range(0, len(due), TOGETHER):
-            await self._remember(work, due[start : start + TOGETHER])
+            failed += await self._remember(work, due[start : start + TOGETHER])
+        if failed:
+            logger.error("%d turns could not be remembered, and are tried again later: %s", len(failed), failed[-1])
         return len(gone) + len(due)
 
-    async def _remember(self, work: Work, due: tuple[Due, ...]) -> None:
-        """A few turns together: PostgreSQL by one connection in turn, the embedder at the same time."""
+    async def _remember(self, work: Work, due: tuple[Due, ...]) -> list[Exception]:
+        """A few turns together: PostgreSQL by one connection in turn, the embedder at the same time.
+
+        Returns what went wrong with some of them.
+        """
+        failed: list[Exception] = []
         found = [(one, await work.exchange(one.turn_id)) for one in due]
         there = [(one, exchange) for one, exchange in found if exchange is not None]
         indexed = await asyncio.gather(*(self._index(*turn) for turn in there), return_exceptions=True)
@@ -81,12 +88,13 @@ class Remembering:
             if isinstance(chunks, Unavailable):
                 raise chunks
             if isinstance(chunks, Exception):
-                failures = await work.failed(one.turn_id)
-                logger.error("A turn could not be remembered (%d times now): %s", failures, chunks)
+                await work.failed(one.turn_id)
+                failed.append(chunks)
             elif isinstance(chunks, BaseException):
                 raise chunks
             elif not await work.remembered(one, chunks):  # deleted while we worked on it
                 await self._forget(one, exchange)
+        return failed
 
     async def _index(self, due: Due, exchange: Exchange) -> int:
         chunks = await asyncio.to_thread(self._cut, exchange.text) if exchange.text else ()
