@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import ray
+import ray.data
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from app.errors import MindFuError, NotFound, Unavailable
@@ -44,8 +46,6 @@ BLOCK = 16  # sources that a reading process is given at once
 PAGE = 1000
 NICENESS = 10
 TRIES, RETRY_S = 6, 5.0  # of writing
-
-Batch = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,8 +145,8 @@ class Cluster:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        rows = [pickle.dumps(sources[start : start + BLOCK]) for start in range(0, len(sources), BLOCK)]
-        data = ray.data.from_items([{"row": row} for row in rows], override_num_blocks=len(rows))
+        blocks = [_packed(sources[start : start + BLOCK]) for start in range(0, len(sources), BLOCK)]
+        data = ray.data.from_arrow(blocks)
         stages: list[tuple[Any, tuple[object, ...], int, Any]] = [
             (Reading, (self._plan, dict(known)), 1, here),
             (Embedding, (self._plan,), self._workers, "SPREAD"),
@@ -159,11 +159,12 @@ class Cluster:
                 batch_size=1,
                 concurrency=size,
                 num_cpus=0,
+                batch_format="pyarrow",
                 scheduling_strategy=where,
             )
-        for batch in data.iter_batches(batch_size=None, prefetch_batches=0):
-            for row in batch["row"]:
-                yield from pickle.loads(row)  # noqa: S301 – our own
+        for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
+            for outcomes in _unpacked(batch):
+                yield from outcomes
 
 
 class Reading:
@@ -172,10 +173,9 @@ class Reading:
     def __init__(self, plan: Plan, known: Mapping[str, str]) -> None:
         self._plan, self._known = plan, known
 
-    def __call__(self, batch: Batch) -> Iterator[Batch]:
-        for row in batch["row"]:
-            sources: Sequence[Source] = pickle.loads(row)  # noqa: S301 – our own
-            yield from map(_rows, asyncio.run(self._parcels(sources)))
+    def __call__(self, batch: pa.Table) -> Iterator[pa.Table]:
+        for sources in _unpacked(batch):
+            yield from map(_packed, asyncio.run(self._parcels(sources)))
 
     async def _parcels(self, sources: Sequence[Source]) -> list[list[Read | Outcome]]:
         reader = Reader(self._plan.documents)
@@ -202,8 +202,8 @@ class Embedding:
         self._plan = plan
         self._model = load_model(plan.embedding, plan.home)
 
-    def __call__(self, batch: Batch) -> Batch:
-        return _rows(*(self._embedded(pickle.loads(row)) for row in batch["row"]))  # noqa: S301 – our own
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _packed(*map(self._embedded, _unpacked(batch)))
 
     def _embedded(self, parcel: Sequence[Read | Outcome]) -> list[tuple[Source, Prepared] | Outcome]:
         plan = self._plan
@@ -237,8 +237,8 @@ class Writing:
     def __init__(self) -> None:
         self._librarian = Part("Librarian")
 
-    def __call__(self, batch: Batch) -> Batch:
-        return _rows(*(self._written(pickle.loads(row)) for row in batch["row"]))  # noqa: S301 – our own
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        return _packed(*map(self._written, _unpacked(batch)))
 
     def _written(self, parcel: Sequence[tuple[Source, Prepared] | Outcome]) -> list[Outcome]:
         found = [one for one in parcel if isinstance(one, Outcome)]
@@ -280,5 +280,10 @@ def parcels(done: Sequence[Read | Outcome]) -> Iterator[list[Read | Outcome]]:
         yield parcel
 
 
-def _rows(*parcels: object) -> Batch:
-    return {"row": [pickle.dumps(parcel) for parcel in parcels]}
+def _packed(*rows: Sequence[object]) -> pa.Table:
+    """Rows as Ray Data carries them: Arrow has no type for ours."""
+    return pa.table({"row": pa.array([pickle.dumps(row) for row in rows], pa.large_binary())})
+
+
+def _unpacked(table: pa.Table) -> Iterator[Any]:
+    return map(pickle.loads, table.column("row").to_pylist())

@@ -228,6 +228,14 @@ def test_a_backend_that_computes_something_else_is_not_used(
     assert "OpenVINO, cpu, f32 does not compute all-MiniLM-L6-v2 as sentence-transformers does" in caplog.text
 
 
+def test_bfloat16_keeps_the_vectors(monkeypatch: pytest.MonkeyPatch, reference: Floats):
+    """Where a CPU computes with it, PyTorch does; here it is emulated, which shows the same rounding."""
+    monkeypatch.setattr("app.embedding_torch.has_bf16", lambda: True)
+    model = EmbeddingModel.load(BUNDLED, threads=1, backend="torch")
+    assert model.backend == "PyTorch, cpu, bfloat16"
+    assert same(model.embed_passages(TEXTS), reference)
+
+
 def test_other_files_of_a_model_are_another_key(home: Path, tmp_path: Path):
     """The form of a model that was replaced in its folder is not served on, and half a form is never seen."""
     made = converted(BUNDLED, bundled(), home / "embedding")
@@ -282,7 +290,8 @@ def test_serving_needs_none_of_the_large_libraries(home: Path):
     """
     converted(BUNDLED, bundled(), home / "embedding")
     code = (
-        "import sys, deployments.embedder as e; from app.settings import EmbeddingSettings as S; from pathlib import Path\n"
+        "import sys, deployments.embedder as e; from app.settings import EmbeddingSettings as S\n"
+        "from pathlib import Path\n"
         "print(sorted({'openvino', 'torch', 'sentence_transformers'} & set(sys.modules)))\n"
         f"print(e.Embedder(S(), Path({str(home)!r}))._model.backend)\n"
         "print(sorted({'torch', 'transformers', 'peft', 'datasets', 'mlflow', 'ray', 'pandas'} & set(sys.modules)))\n"
