@@ -6,15 +6,12 @@ How near is measured here, and beyond that the text must be the same.
 
 import asyncio
 import contextlib
-import gc
-import random
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import psutil
 import pytest
 from engines import GREEDY, answer, answers, asked, idle, running, sequences_held
 from gguf_factory import random_adapter, random_model
@@ -27,7 +24,7 @@ from app.llama.context import Context
 from app.llama.engine import Engine
 from app.llama.model import Model, Tokens
 from app.llama.tokenizer import Tokenizer
-from app.messages import Delta, Sampling
+from app.messages import Sampling
 
 pytestmark = pytest.mark.integration
 
@@ -251,49 +248,29 @@ async def test_a_request_alone_is_exactly_repeated(folder: Path):
             assert len({(await answer(engine, request))[0] for _ in range(5)}) == 1
 
 
-async def test_a_thousand_requests_leak_nothing(folder: Path):
-    """Of all kinds, a third of which leave at some moment: no sequence, no cell, and no memory.
+async def test_a_seed_gives_the_same_answer_but_for_near_ties(folder: Path):
+    """Drawn alone, and drawn in company with others: how often an answer differs is told with `pytest -s`.
 
-    Memory is compared after 600 of them and at the end.
+    A draw falls otherwise where it lies as near to the border of two tokens as sums differ.
     """
-    dice = random.Random(1)
-    process = psutil.Process()
-    sizes = {"slots": 8, "queue": 200, "cache_tokens": 2048, "prefix_memory_bytes": 2**20, "stall_s": 0.2}
-    with running(folder / "base.gguf", **{**ENGINE, **sizes}) as engine:
-        for name in ADAPTERS[1:]:
-            await engine.load_adapter(name, folder / f"{name}.gguf")
-
-        async def one(number: int) -> None:
-            request = asked(
-                "word " * dice.randrange(20) + dice.choice(PROMPTS),
-                adapter=dice.choice((None, None, *ADAPTERS)),
-                tenant=dice.choice("abc"),
-                n=dice.choice((1, 1, 1, 3)),
-                max_tokens=dice.randrange(1, 12),
-                sampling=Sampling(temperature=dice.choice((0, 1)), frequency_penalty=dice.choice((0, 1)), seed=number),
-                stop=dice.choice(((), ("e",), ("zz", "th"))),
-            )
-            patience = dice.choice((0, 2, 10**6, 10**6, 10**6))
-            async with contextlib.aclosing(engine.generate(request)) as items:
-                async for item in items:
-                    if patience == 0 and isinstance(item, Delta):
-                        break
-                    patience -= 1
-
-        async def many(count: int) -> int:
-            for start in range(0, count, 100):
-                await asyncio.gather(*map(one, range(start, start + 100)))
-            await idle(engine)
-            gc.collect()
-            return process.memory_info().rss
-
-        before = await many(600)
-        after = await many(400)
-        stats = engine.stats()
-        assert (stats.waiting, stats.cells_reserved, stats.failed) == (0, 0, 0)
-        assert stats.finished + stats.cancelled == 1000
-        assert stats.cancelled > 100
-        assert stats.stashed_bytes <= 2**20
-        assert sequences_held(engine) == stats.kept_sequences
-        assert len(engine._prefixes._free) + stats.kept_sequences == engine._context.outputs
-    assert after < 1.02 * before
+    with running(folder / "base.gguf", **ENGINE, prefix_tokens=0) as engine:
+        requests = [
+            asked(prompt, max_tokens=LENGTH, sampling=Sampling(seed=seed, temperature=temperature))
+            for prompt in PROMPTS
+            for seed in range(5)
+            for temperature in (0.2, 1)
+        ]
+        alone = [(await answer(engine, request))[0] for request in requests]
+        together = [text for text, _ in await asyncio.gather(*(answer(engine, request) for request in requests))]
+        again = [(await answer(engine, request))[0] for request in requests]
+    assert again == alone
+    flips = {
+        request.sampling.temperature: sum(
+            one != other
+            for one, other, asked_for in zip(alone, together, requests, strict=True)
+            if asked_for.sampling.temperature == request.sampling.temperature
+        )
+        for request in requests
+    }
+    print(f"seeded: of {len(requests) // 2} answers each, flips by temperature: {flips}")  # noqa: T201
+    assert sum(flips.values()) <= 0.4 * len(requests)
