@@ -21,7 +21,8 @@ import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -209,25 +210,38 @@ def main(stage: Stage[P], arguments: list[str] | None = None) -> None:
 
 
 def parameters(stage: Stage[P], file: Path, changes: Mapping[str, str]) -> P:
-    """A stage's parameters: its defaults, its section of the file where there is one, then the changes, as YAML.
+    """A stage's parameters, see `section`."""
+    return section(stage.name, stage.parameters, file, changes)
+
+
+def section(stage: str, kind: type[P], file: Path, changes: Mapping[str, str]) -> P:
+    """The parameters of a stage: defaults, its section of the file where there is one, then the changes, as YAML.
 
     A dot reaches into a section: `quality.min_turns`. Raises Misconfigured, naming the parameter.
     """
-    given: dict[str, Any] = {}
-    if file.exists():
-        given = (yaml.safe_load(file.read_text(encoding="utf-8")) or {}).get(stage.name) or {}
-    for name, text in changes.items():
-        *sections, last = name.split(".")
-        place = given
-        for section in sections:
-            place = place.setdefault(section, {})
-        place[last] = yaml.safe_load(text)
     try:
-        return stage.parameters.model_validate(given)
+        told = yaml.safe_load(file.read_text(encoding="utf-8")) if file.is_file() else None
+        given = deepcopy((told or {}).get(stage) or {})
+        for name, text in changes.items():
+            _change(given, name.split("."), yaml.safe_load(text))
+        return kind.model_validate(given)
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        reason = " ".join(str(error).split())
+        raise Misconfigured(
+            stage, f"its parameters are no YAML of names and values ({reason})", f"See {file}."
+        ) from error
     except ValidationError as error:
         first = error.errors()[0]
-        name = ".".join(str(part) for part in (stage.name, *first["loc"]))
-        raise Misconfigured(name, first["msg"], f"See the parameters in train/{stage.name}.py.") from error
+        name = ".".join(str(part) for part in (stage, *first["loc"]))
+        place = kind.__module__.replace(".", "/")
+        raise Misconfigured(name, first["msg"], f"The parameters stand in {place}.py, as {kind.__name__}.") from error
+
+
+def _change(given: dict[str, Any], path: Sequence[str], value: object) -> None:
+    """Set a parameter, in the section that its path leads to."""
+    for part in path[:-1]:
+        given = given.setdefault(part, {})
+    given[path[-1]] = value
 
 
 def _numbered(pairs: Iterable[tuple[str, str]]) -> dict[str, Path]:

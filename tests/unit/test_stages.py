@@ -160,6 +160,13 @@ def test_parameters_come_from_the_file_and_then_from_the_command_line(shouting: 
         stages.parameters(shouting.stage, file, {"times": "0"})
     with pytest.raises(Misconfigured, match=r"stages\.tims: Extra inputs"):
         stages.parameters(shouting.stage, file, {"tims": "1"})
+    for wrong in ({"times": "[1"}, {"times.a": "1"}):
+        with pytest.raises(Misconfigured, match="no YAML of names and values"):
+            stages.parameters(shouting.stage, file, wrong)
+    for text in ("stages: [1]", "stages: {", "- 1"):
+        file.write_text(text)
+        with pytest.raises(Misconfigured):
+            stages.parameters(shouting.stage, file, {})
 
 
 def test_the_command_line_ends_with_the_folder(
