@@ -18,7 +18,7 @@ async def counted(pool: asyncpg.Pool, tenant: str | None = None) -> dict[str, di
     found: dict[str, dict[str, Any]] = {}
     with reaching_postgres():
         async with pool.acquire() as connection:
-            for part in ("conversations", "memory", "documents"):
+            for part in ("conversations", "memory", "documents", "files"):
                 found[part] = dict(await connection.fetchrow(SQL[part], None if tenant is None else hide(tenant)))
             rows = await connection.fetch(SQL["collections"], None if tenant is None else hide(tenant))
             found["collections"] = {row["collection"]: row["chunks"] for row in rows}

@@ -28,6 +28,12 @@ select count(*) as documents, coalesce(sum(chunks), 0)::bigint as chunks, coales
 from documents
 where state = 'ready' and ($1::text is null or tenant = $1)
 
+-- files: that were uploaded, and the vector stores that they are on
+select count(*) as files, coalesce(sum(bytes), 0)::bigint as bytes,
+    (select count(*) from shelves where not deleted and ($1::text is null or tenant = $1)) as vector_stores
+from uploads
+where ($1::text is null or tenant = $1) and (expires_at is null or expires_at > now())
+
 -- collections: their chunks
 select collection, sum(chunks)::bigint as chunks
 from documents

@@ -156,4 +156,5 @@ def test_one_command_imports_a_folder_and_another_tells_how_much_there_is(pool, 
     assert (again["cleared"], again["turns"]) == (1, 1)
     stats = mindfu("stats")
     assert (stats["conversations"]["imported_turns"], stats["memory"]["waiting"]) == (1, 1)
+    assert stats["files"] == {"files": 0, "bytes": 0, "vector_stores": 0}
     assert stats["disk"]["postgres"] > 0
