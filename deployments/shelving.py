@@ -72,13 +72,14 @@ class Shelving:
 
     async def once(self, work: Work) -> int:
         """Do what is to do now, up to a batch. Returns how much. Raises Unavailable, with the rest left to do."""
-        if time.monotonic() - self._looked_at >= EXPIRY_S:
+        look = time.monotonic() - self._looked_at >= EXPIRY_S
+        if look:
             await work.expire()
             self._looked_at = time.monotonic()
         tasks = await work.tasks(BATCH)
         for start in range(0, len(tasks), TOGETHER):
             await self._work(work, tasks[start : start + TOGETHER])
-        for tenant, shelf_id in await work.empty():
+        for tenant, shelf_id in await work.empty() if tasks or look else ():
             await self._clear(tenant, shelf_id)
             await work.sweep(shelf_id)
         return len(tasks)
