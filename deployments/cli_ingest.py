@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Self
 
 from app.errors import InvalidRequest, MindFuError, Unavailable
 from app.ingestion import Ingestion, Library, Outcome, Report, State
+from app.memory import require_open
 from app.messages import Metadata
 from app.settings import Client, home
 from app.vectors import check_name
@@ -57,7 +58,7 @@ def _ingest(options: argparse.Namespace) -> int:
         places = [*options.places, *_listed(options.list)]
         if not places:
             raise InvalidRequest("Name what to take in: paths, patterns or URLs.")
-        check_name(options.collection)
+        require_open(check_name(options.collection))
         with _library(options, _metadata(options.metadata)) as library:
             ingestion = Ingestion(places, library, keep=options.keep)
             failed = _run(ingestion, as_json=options.json)
