@@ -113,7 +113,7 @@ def retrieved() -> Iterator[tuple[Example, str]]:
     for document in documents:
         text = metadata(document["package"]).get_payload()  # type: ignore[attr-defined]  # an email message really
         title = f"{document['package']}.md"
-        pieces += [Piece(title, prompt.FENCE_MARK.sub("‹", chunk.text), ()) for chunk in cut(text, kind="markdown")]
+        pieces += [Piece(title, prompt.defused(chunk.text), ()) for chunk in cut(text, kind="markdown")]
     places = vectors([piece.text for piece in pieces], "document")
     for document in documents:
         for question in document["questions"]:

@@ -373,7 +373,7 @@ def _cut(rng: random.Random, found: Document, start: int, end: int, *, whole: Sp
     if whole is not None:
         start, end = min(start, whole.start), max(end, whole.end)
     raw = text[start:end]
-    cut = prompt.FENCE_MARK.sub("‹", raw.strip())
+    cut = prompt.defused(raw.strip())
     base = start + len(raw) - len(raw.lstrip())
     inside = tuple(Span(s.start - base, s.end - base) for s in spans if s.start >= base and s.end <= base + len(cut))
     return Piece(found.title, cut, inside)
