@@ -13,7 +13,7 @@ import gguf
 import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 import numpy as np
 
-from app.errors import EngineFailed, InvalidRequest
+from app.errors import InvalidRequest, Misconfigured
 from app.llama.model import library
 from train import gguf_names
 from train.lora import Delta
@@ -63,7 +63,7 @@ def merge(path: Path, deltas: Mapping[str, Delta], base: Path) -> None:
 
 
 def quantise(source: Path, target: Path, kind: Quantisation, *, threads: int | None = None) -> None:
-    """Make a smaller GGUF of one. threads: None for the CPUs that this process may use. Raises EngineFailed."""
+    """Make a smaller GGUF of one. threads: None for the CPUs that this process may use. Raises Misconfigured."""
     params = C.llama_model_quantize_default_params()
     params.ftype, params.allow_requantize = TYPES[kind], True
     params.nthread = threads or os.cpu_count() or 1
@@ -71,8 +71,8 @@ def quantise(source: Path, target: Path, kind: Quantisation, *, threads: int | N
     part = target.with_name(f".{target.name}.part")
     if C.llama_model_quantize(str(source).encode(), str(part).encode(), params):
         part.unlink(missing_ok=True)
-        message = f"llama.cpp made no {kind} of {source}: {library().reason()}"
-        raise EngineFailed(message)
+        problem = f"llama.cpp makes no {kind} of {source} ({library().reason()})"
+        raise Misconfigured("formats.gguf", problem, "Use another GGUF, or leave the format out.")
     part.replace(target)
 
 
