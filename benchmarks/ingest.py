@@ -1,6 +1,6 @@
 """What ingestion reaches of what the embedding model allows, and what a peer reaches with the same model.
 
-    python -m benchmarks.ingest [--documents 250] [--peer-documents 60] [--no-peer]
+    python -m benchmarks.ingest [--documents 250] [--peer-documents 60] [--no-peer] [--ask]
 
 The documents are sources of Python's standard library, as text. In one run, one after the other, on the same cores:
 
@@ -16,16 +16,20 @@ import json
 import os
 import shutil
 import signal
+import statistics
 import subprocess
 import sys
 import sysconfig
 import tempfile
+import threading
 import time
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
+import httpx
 import yaml
 
 from app.chunking import cut
@@ -40,6 +44,7 @@ from deployments.retriever import passage_texts
 ROOT = Path(__file__).parents[1]
 PEER = ("llama-index-core==0.14.25", "llama-index-embeddings-huggingface==0.8.0", "torch==2.13.0")
 SIZES = (4_000, 40_000)  # bytes of a document
+PORT = 21435
 PART = 256  # texts that are sorted together, as in a parcel
 
 
@@ -106,10 +111,34 @@ class Watch:
         return sum(chunks for at, chunks in self.seen if at > first + 0.5) / (last - first)
 
 
-def ours(folder: Path, scratch: Path) -> tuple[Report, Watch]:
-    """Start a server, ingest as the command does, stop it."""
+class Asking:
+    """Somebody who asks a question every second. seconds: how long each answer took."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._ask)
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _ask(self) -> None:
+        with httpx.Client(base_url=f"http://127.0.0.1:{PORT}", timeout=60) as http:
+            while not self._stop.wait(1.0):
+                began = time.perf_counter()
+                http.post("/v1/documents/query", json={"query": "How is a file opened?"}).raise_for_status()
+                self.seconds.append(time.perf_counter() - began)
+
+
+def ours(folder: Path, scratch: Path, *, ask: bool) -> tuple[Report, Watch]:
+    """Start a server, ingest as the command does, stop it. ask: a question every second, before and meanwhile."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["http_options"]["port"] = 21435
+    config["http_options"]["port"] = PORT
     (scratch / "serve.yaml").write_text(yaml.safe_dump(config))
     own = scratch / "home"
     server = subprocess.Popen(
@@ -128,8 +157,17 @@ def ours(folder: Path, scratch: Path) -> tuple[Report, Watch]:
         with joined(own, address):
             from deployments.bulk import Cluster  # Ray reads the environment when it is imported
 
-            watch = Watch()
-            report = Ingestion([str(folder)], Cluster(own)).run(watch)
+            watch, times = Watch(), list[list[float]]()
+            if ask:
+                with Asking() as before:
+                    time.sleep(12)
+                times.append(before.seconds[2:])
+            with Asking() if ask else nullcontext() as meanwhile:
+                report = Ingestion([str(folder)], Cluster(own)).run(watch)
+            if meanwhile:
+                times.append(meanwhile.seconds)
+            for when, seconds in zip(("idle", "during the ingestion"), times, strict=False):
+                print(f"a question, {when}: p50 {1000 * statistics.median(seconds):.0f} ms of {len(seconds)}")
     finally:
         server.send_signal(signal.SIGINT)
         server.wait(90)
@@ -157,6 +195,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=250)
     parser.add_argument("--peer-documents", type=int, default=60)
     parser.add_argument("--no-peer", action="store_true")
+    parser.add_argument("--ask", action="store_true", help="ask a question every second, before and meanwhile")
     options = parser.parse_args()
     workers = os.cpu_count() or 1
     with tempfile.TemporaryDirectory() as folder:
@@ -167,7 +206,7 @@ def main() -> None:
         print(f"{options.documents} documents, {size / 1e6:.1f} MB, {len(texts)} chunks, {workers} cores")
         most = ceiling(texts, scratch / "cache", workers)
         print(f"ceiling: {most:.1f} texts/s", flush=True)
-        report, watch = ours(scratch / "all", scratch)
+        report, watch = ours(scratch / "all", scratch, ask=options.ask)
         rate, documents = report.chunks / report.seconds, report.counts["added"] / report.seconds
         print(f"mindfu ingest: {report.chunks} chunks in {report.seconds:.1f} s, {documents:.2f} documents/s")
         print(f"  {rate:.1f} texts/s, {rate / most:.2f} of the ceiling, the start of the stages included")
