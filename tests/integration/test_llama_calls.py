@@ -15,6 +15,8 @@ from app.messages import Delta, Done, Generate, JsonFormat, NamedTool, Sampling,
 pytestmark = pytest.mark.integration
 
 HERMES = '{% if tools %}<tools>{{ tools | tojson }}</tools> <tool_call>{"name": x, "arguments": y}{% endif %}' + CHATML
+CODER = "{% if tools %}<tool_call><function=x><parameter=y>{% endif %}" + CHATML
+GLM = "{% if tools %}<tool_call>x<arg_key>y</arg_key><arg_value>z</arg_value>{% endif %}" + CHATML
 THINKS = CHATML + "<think>{{ '\n' }}"
 UNIT = {"type": "object", "properties": {"unit": {"enum": ["c"]}}, "required": ["unit"], "additionalProperties": False}
 TOOL = Tool(name="weather", parameters=UNIT)
@@ -82,6 +84,18 @@ async def test_a_call_that_is_asked_for_comes(choice: Any, tmp_path: Path):
         request = asked(tools=tools, tool_choice=choice, parallel_tool_calls=False)
         _, text, calls, done = await told(engine, request)
         assert (text, calls, done.finish_reason) == ("", [("weather", {"unit": "c"})], "tool_calls")
+
+
+@pytest.mark.parametrize("template", [CODER, GLM], ids=["coder", "glm"])
+async def test_xml_calls_are_held_to_their_schema_too(template: str, tmp_path: Path):
+    """Forced ones, and those of a strict function that the model begins with nonsense. What is free is read."""
+    with running(says(tmp_path, "hi", "<tool_call>", "xyz", template=template), window=1024) as engine:
+        for request in (asked(tools=(STRICT,)), asked(tools=(TOOL,), tool_choice="required")):
+            one = request.model_copy(update={"parallel_tool_calls": False})
+            assert (await told(engine, one))[2:3] == ([("weather", {"unit": "c"})],)
+        _, text, calls, done = await told(engine, asked(tools=(TOOL,), max_tokens=12))
+        assert text.startswith("hi<tool_call>xyzhi")
+        assert (calls, done.finish_reason) == ([], "length")
 
 
 async def test_arguments_come_while_they_are_written(tmp_path: Path):
