@@ -3,12 +3,12 @@
     python -m benchmarks.retrieval FOLDER...
 
 Each FOLDER holds corpus.jsonl (`_id` or `id`, title, text), queries.jsonl and qrels.tsv (query, document, grade). One
-run gives both sides of each comparison, on one thread of the embedder:
+run gives both sides of each comparison, on one thread of the embedder (how fast that is: benchmarks/ingest.py):
 - nDCG@10 and Recall@10 of our pipeline (chunks of 512/50, title in front, embedded Qdrant; best chunk per document),
   beside vectors alone, words alone (BM25) and their reciprocal rank fusion (k = 60), each exact, over the same chunks;
 - the difference from each of them with its 95 % interval, by a paired bootstrap over the questions;
-- embedding of a sample of the chunks by our batches, and by SentenceTransformer.encode with its defaults, in turns;
-- the time of a query, and where it goes; the same while a document is being embedded.
+- the time of a query for five passages, beside embedding it and the plainest call of the engine (nearest vectors of the
+  tenant, with payload); embedding while a document is being embedded.
 
 The weights (app/vectors.py COSINE_SHARE, deployments/retriever.py NEIGHBOURS) were chosen on cranfield alone.
 """
@@ -28,22 +28,24 @@ from pathlib import Path
 import numpy as np
 import psutil
 from numpy.typing import NDArray
+from qdrant_edge import FieldCondition, Filter, MatchValue, QueryRequest
+from qdrant_edge import Query as EdgeQuery
 
 from app.chunking import cut
 from app.lexical import query_words
 from app.messages import Index, Search
 from app.settings import EmbeddingSettings
-from app.vectors import Floats, Query, words_of
+from app.vectors import Floats, words_of
 from deployments.embedder import Embedder
 from deployments.retriever import Retriever, ends, in_context, passage_texts
 from deployments.vector_store import VectorStore
 
 COLLECTION = "benchmark"
+MINE = Filter(must=[FieldCondition(key="tenant", match=MatchValue("default"))])
 DEPTH = 100  # chunks fetched per query: enough for ten documents
 RRF_K = 60
 RESAMPLES = 10_000
 WAYS = ("ours", "vectors", "words", "rrf")
-SAMPLE, SLICES = 512, 4  # chunks that both sides embed, in turns
 
 
 def records(path: Path) -> Iterator[dict[str, str]]:
@@ -105,13 +107,19 @@ def by_document(scores: Floats, owners: Sequence[str]) -> list[str]:
     return list(dict.fromkeys(owners[number] for number in np.argsort(-scores, kind="stable")[: 3 * DEPTH]))
 
 
-def interval(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """Mean difference and its 95 % interval: questions are drawn with replacement, both sides the same ones."""
-    differences = np.array(ours) - np.array(theirs)
-    rng = np.random.default_rng(0)
-    means = differences[rng.integers(0, len(differences), (RESAMPLES, len(differences)))].mean(axis=1)
+def interval(*collections: tuple[Sequence[float], Sequence[float]]) -> str:
+    """Mean difference and its 95 % interval: questions are drawn with replacement, both sides the same ones.
+
+    collections: gains of ours and of theirs in each; collections count alike, however many questions they have.
+    """
+    rng, mean, means = np.random.default_rng(0), 0.0, np.zeros(RESAMPLES)
+    for ours, theirs in collections:
+        differences = np.array(ours) - np.array(theirs)
+        mean += differences.mean() / len(collections)
+        drawn = rng.integers(0, len(differences), (RESAMPLES, len(differences)))
+        means += differences[drawn].mean(axis=1) / len(collections)
     low, high = np.quantile(means, (0.025, 0.975))
-    return float(differences.mean()), float(low), float(high)
+    return f"{mean:+.4f}   95 % [{low:+.4f}, {high:+.4f}]   {sum(len(ours) for ours, _ in collections)} questions"
 
 
 def ms(times: Sequence[float]) -> str:
@@ -119,48 +127,30 @@ def ms(times: Sequence[float]) -> str:
     return f"p50 {statistics.median(ordered) * 1e3:6.1f} ms   p99 {ordered[int(len(ordered) * 0.99)] * 1e3:6.1f} ms"
 
 
-async def embedding_rates(embedder: Embedder, texts: Sequence[str]) -> tuple[Floats, float, float]:
-    """All vectors, and texts/s of ours and of sentence-transformers' default on the same sample."""
-    reference = embedder._model._model.encode  # noqa: SLF001 - the same weights, by the library's own loop
-    ours = theirs = 0.0
-    sample = np.random.default_rng(0).choice(texts, min(SAMPLE, len(texts)), replace=False).tolist()
-    for part in range(SLICES):
-        chosen = sample[part::SLICES]
-        began = time.perf_counter()
-        await embedder.embed_passages(chosen)
-        ours += time.perf_counter() - began
-        began = time.perf_counter()
-        reference(chosen, show_progress_bar=False)
-        theirs += time.perf_counter() - began
-    return await embedder.embed_passages(texts), len(sample) / ours, len(sample) / theirs
-
-
-async def main(folders: Sequence[Path]) -> None:
+async def main(folders: Sequence[Path], cache: str) -> None:
+    """cache: a folder for the embedding model's compiled form."""
     began, before = time.perf_counter(), psutil.Process().memory_info().rss
-    embedder = Embedder(EmbeddingSettings(threads=1))
+    embedder = Embedder(EmbeddingSettings(threads=1), Path(cache))
     grown = (psutil.Process().memory_info().rss - before) / 2**20
     print(f"embedder loaded in {time.perf_counter() - began:.1f} s, {grown:.0f} MB")
     found = [await collection(folder, embedder) for folder in folders]
     if len(found) > 1:
-        print(
-            "\nmean of all: "
-            + "   ".join(f"{way} {statistics.mean(means[way] for means in found):.4f}" for way in WAYS)
-        )
+        means = {way: statistics.mean(statistics.mean(gains[way]) for gains in found) for way in WAYS}
+        print("\nnDCG@10     " + "   ".join(f"{way} {means[way]:.4f}" for way in WAYS) + "   mean of all")
+        for way in WAYS[1:]:
+            print(f"  ours - {way:<8} {interval(*((gains['ours'], gains[way]) for gains in found))}")
 
 
-async def collection(folder: Path, embedder: Embedder) -> dict[str, float]:
-    """Everything about one collection. Returns nDCG@10 by way."""
+async def collection(folder: Path, embedder: Embedder) -> dict[str, list[float]]:
+    """Everything about one collection. Returns nDCG@10 of each question, by way."""
     documents = [
         Index(collection=COLLECTION, document_id=record["id"], title=record.get("title", ""), chunks=chunks)
         for record in records(folder / "corpus.jsonl")
         if (chunks := cut(record["text"]))
     ]
     texts = [text for document in documents for text in passage_texts(document)]
-    vectors, ours, theirs = await embedding_rates(embedder, texts)
+    vectors = await embedder.embed_passages(texts)
     print(f"\n{folder.name}: {len(documents)} documents, {len(texts)} chunks")
-    print(
-        f"embedding   ours {ours:6.1f} texts/s   sentence-transformers' default {theirs:6.1f}   × {ours / theirs:.2f}"
-    )
     with tempfile.TemporaryDirectory() as home:
         store = VectorStore(Path(home))
         await store.create(COLLECTION, await embedder.space())
@@ -170,14 +160,19 @@ async def collection(folder: Path, embedder: Embedder) -> dict[str, float]:
             await store.upsert(document, in_context(vectors[start:end]))
             start = end
         print(f"storing     {len(texts) / (time.perf_counter() - began):6.0f} chunks/s, a call per document")
-        means = await measure(folder, embedder, store, documents, vectors)
+        gains = await measure(folder, embedder, store, documents, vectors)
         await store.close()
-    return means
+    return gains
+
+
+def asked(text: str, top_k: int) -> Search:
+    """A search that drops nothing."""
+    return Search(query=text, collections=(COLLECTION,), top_k=top_k, min_score=-1)
 
 
 async def measure(
     folder: Path, embedder: Embedder, store: VectorStore, documents: Sequence[Index], vectors: Floats
-) -> dict[str, float]:
+) -> dict[str, list[float]]:
     """Quality against each half alone and plain fusion, then times."""
     retriever, grades = Retriever(embedder, store), judgments(folder / "qrels.tsv")
     owners = [document.document_id for document in documents for _ in document.chunks]
@@ -185,19 +180,19 @@ async def measure(
     said = bm25(documents, [record["text"] for record in queries])
     gains: dict[str, list[float]] = {way: [] for way in WAYS}
     recalls: dict[str, list[float]] = {way: [] for way in WAYS}
-    whole, embedding, searching = [], [], []
-    space = await embedder.space()
+    whole, embedding, plain = [], [], []
+    shard = store._edge._open[COLLECTION].shard  # noqa: SLF001 - the engine itself
     for record, words in zip(queries, said, strict=True):
+        hits = await retriever.search(asked(record["text"], DEPTH))
         began = time.perf_counter()
-        search = Search(query=record["text"], collections=(COLLECTION,), top_k=DEPTH, min_score=-1)
-        hits = await retriever.search(search)
+        await retriever.search(asked(record["text"], 5))
         whole.append(time.perf_counter() - began)
         began = time.perf_counter()
         vector = await embedder.embed_query(ends(record["text"]))
         embedding.append(time.perf_counter() - began)
         began = time.perf_counter()
-        await store.search(Query(record["text"], vector, space, "default", (COLLECTION,), top_k=5, min_score=0.3))
-        searching.append(time.perf_counter() - began)
+        shard.query(QueryRequest(limit=5, query=EdgeQuery.Nearest(vector.tolist()), filter=MINE, with_payload=True))
+        plain.append(time.perf_counter() - began)
         cosines = vectors @ vector
         fused = (1 / (RRF_K + 1 + ranks(cosines)) + 1 / (RRF_K + 1 + ranks(words))).astype(np.float32)
         ranked = {
@@ -212,11 +207,11 @@ async def measure(
     for name, found in (("nDCG@10", gains), ("Recall@10", recalls)):
         print(f"{name:<11} " + "   ".join(f"{way} {statistics.mean(found[way]):.4f}" for way in WAYS))
     for way in WAYS[1:]:
-        difference, low, high = interval(gains["ours"], gains[way])
-        print(f"  ours - {way:<8} {difference:+.4f}   95 % [{low:+.4f}, {high:+.4f}]   {len(queries)} questions")
-    print(f"query       {ms(whole)}   (top {DEPTH})")
+        print(f"  ours - {way:<8} {interval((gains['ours'], gains[way]))}")
+    floor = statistics.median(embedding) + statistics.median(plain)
+    print(f"query       {ms(whole)}   top 5, × {statistics.median(whole) / floor:.2f} of the next two together")
     print(f"  embedding {ms(embedding)}")
-    print(f"  search    {ms(searching)}   (top 5)")
+    print(f"  engine    {ms(plain)}   nearest vectors alone")
 
     busy = []
     bulk = asyncio.create_task(embedder.embed_passages([text for doc in documents[:60] for text in passage_texts(doc)]))
@@ -229,10 +224,11 @@ async def measure(
     await bulk
     print(f"  embedding {ms(busy)}   (while a document is embedded, {len(busy)} queries)")
     print(f"memory      {psutil.Process().memory_info().rss / 2**20:.0f} MB, everything in one process")
-    return {way: statistics.mean(found) for way, found in gains.items()}
+    return gains
 
 
 if __name__ == "__main__":
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("folders", type=Path, nargs="+", metavar="FOLDER")
-    asyncio.run(main(options.parse_args().folders))
+    with tempfile.TemporaryDirectory() as scratch:
+        asyncio.run(main(options.parse_args().folders, scratch))
