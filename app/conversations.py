@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from app.errors import NotFound
-from app.history import Link, anchors, exact_links, links, spoken
+from app.history import Chains, Link, anchors, chains_of, links, spoken
 from app.messages import Message
 from app.nul import hide, show
 from app.postgres import reaching_postgres
@@ -93,12 +93,15 @@ class Conversations:
             return Place(str(wanted or uuid4()), None, said)
         return Place(str(parent["conversation_id"]), str(parent["id"]), said[parent["depth"] :])
 
-    async def record(self, turn: Turn) -> Recorded:
-        """Keep a turn, once: a turn whose request is recorded already changes nothing. Returns after the commit."""
+    async def record(self, turn: Turn, chains: Chains | None = None) -> Recorded:
+        """Keep a turn, once: a turn whose request is recorded already changes nothing. Returns after the commit.
+
+        chains: of its history, answer included, where they are known.
+        """
         async with self._connection() as connection:
             try:
                 async with connection.transaction():
-                    conversation = await _insert(connection, turn)
+                    conversation = await _insert(connection, turn, chains)
             except _AlreadyRecorded:
                 found = await connection.fetchrow(SQL["of_request"], hide(turn.tenant), hide(turn.request_id))
                 return Recorded(str(found["id"]), str(found["conversation_id"]))
@@ -232,12 +235,12 @@ async def _parent(
     return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within, key_id) if ends else None
 
 
-async def _insert(connection: asyncpg.Connection, turn: Turn) -> UUID:
+async def _insert(connection: asyncpg.Connection, turn: Turn, chains: Chains | None = None) -> UUID:
     """Find the place of a turn and keep it there, inside the caller's transaction. Returns the conversation."""
     prompts = await _keep_texts(connection, turn.messages)  # first, in the order of locks that `delete` takes
     said = spoken(turn.messages)
     history = (*said, turn.answer)
-    chain, exact = links(turn.tenant, history), exact_links(history)
+    chain, exact = chains or chains_of(turn.tenant, history)
 
     named = None if turn.conversation_id is None else _uuid_or_none(turn.conversation_id)
     within = named if named and await connection.fetchval(SQL["known"], named, hide(turn.tenant)) else None

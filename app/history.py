@@ -9,11 +9,22 @@ import hashlib
 import json
 from collections.abc import Iterable, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.messages import Message
 
 Link = bytes  # SHA-256
+
+
+class Chains(NamedTuple):
+    """The links of a history."""
+
+    canonical: tuple[Link, ...]
+    exact: tuple[Link, ...]
+
+    def first(self, count: int) -> "Chains":
+        """Those of the history's beginning."""
+        return Chains(self.canonical[:count], self.exact[:count])
 
 
 def spoken(messages: Iterable[Message]) -> tuple[Message, ...]:
@@ -29,6 +40,11 @@ def links(tenant: str, messages: Iterable[Message]) -> tuple[Link, ...]:
 def exact_links(messages: Iterable[Message]) -> tuple[Link, ...]:
     """One link per message: its history to the letter. messages: spoken."""
     return _chain(b"", (message.model_dump_json(exclude_defaults=True).encode() for message in messages))
+
+
+def chains_of(tenant: str, messages: Sequence[Message]) -> Chains:
+    """Both."""
+    return Chains(links(tenant, messages), exact_links(messages))
 
 
 def anchors(messages: Sequence[Message], chain: Sequence[Link]) -> tuple[Link, ...]:

@@ -15,7 +15,7 @@ from pydantic import JsonValue
 
 from app.conversations import Conversations
 from app.feedback import FeedbackStore, Opinion
-from app.history import exact_links
+from app.history import chains_of, spoken
 from app.logs import Session, answers
 from app.memory import Memory
 from app.messages import Message
@@ -59,11 +59,13 @@ class Imports:
             return Kept(0, count)
         began = found.began or modified or datetime.now(UTC)
         ended = max(found.ended or began, began)
-        conversation, chain = str(uuid5(NAMES, f"{self._tenant}\n{found.key}")), exact_links(found.messages)
+        conversation = str(uuid5(NAMES, f"{self._tenant}\n{found.key}"))
+        chains = chains_of(self._tenant, spoken(found.messages))  # once: a log of an agent has hundreds of turns
         new = 0
         for number, index in enumerate(answers(found), 1):
+            said = chains.first(len(spoken(found.messages[: index + 1])))
             turn = Turn(
-                request_id=f"imp_{hashlib.sha256(found.key.encode() + chain[index]).hexdigest()[:40]}",
+                request_id=f"imp_{hashlib.sha256(found.key.encode() + said.exact[-1]).hexdigest()[:40]}",
                 tenant=self._tenant,
                 conversation_id=conversation,
                 messages=found.messages[:index],
@@ -75,7 +77,7 @@ class Imports:
                 extras=_extras(found, where),
                 created_at=began + (ended - began) * number / count + timedelta(milliseconds=number),
             )
-            new += await self._record(turn)
+            new += (await self._conversations.record(turn, said)).turn_id == turn.id
             if index in found.bad:
                 judged: Opinion = {"rating": -1.0, "comment": "weight 0 where it was imported from"}
                 await self._judge(turn.request_id, AUTHOR, judged)
@@ -110,13 +112,9 @@ class Imports:
                 messages=history,
                 extras={**kept.extras, "imported": {"format": "mindfu", "from": where, "conversation": found.id}},
             )
-            new += await self._record(turn)
+            new += (await self._conversations.record(turn)).turn_id == turn.id
             await self._judge_again(turn.request_id, kept)
         return Kept(new, len(found.turns) - new)
-
-    async def _record(self, turn: Turn) -> bool:
-        """Whether the turn was new."""
-        return (await self._conversations.record(turn)).turn_id == turn.id
 
     async def _has(self, conversation_id: str) -> bool:
         with reaching_postgres():
