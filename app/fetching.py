@@ -21,7 +21,8 @@ from app.errors import TooLarge, UnreadableDocument
 REDIRECTS = 5
 TIMEOUT_S = 30.0  # without a byte
 TOTAL_S = 300.0
-NAT64 = ip_network("64:ff9b::/96")
+NAT64, UNICAST = ip_network("64:ff9b::/96"), ip_network("2000::/3")  # UNICAST: all of IPv6 that is public today
+AZURE = ip_address("168.63.129.16")  # its metadata, at an address that looks like any other
 HEADERS = [("User-Agent", "mindfu"), ("Accept", "*/*"), ("Accept-Encoding", "identity")]
 
 
@@ -125,4 +126,8 @@ def is_public(address: str) -> bool:
             plain = inner
         elif plain in NAT64:
             plain = ip_address(int(plain) & 0xFFFFFFFF)
+        elif plain not in UNICAST:  # ::127.0.0.1, site-local, a NAT64's own prefix: Python counts some as public
+            return False
+    if plain == AZURE:
+        return False
     return plain.is_global and not plain.is_multicast

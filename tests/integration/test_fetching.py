@@ -114,7 +114,14 @@ def test_a_page_that_is_too_large_is_dropped_on_the_way(web):
         ("::ffff:127.0.0.1", False),
         ("::ffff:1.1.1.1", True),
         ("64:ff9b::7f00:1", False),  # 127.0.0.1 behind a NAT64
+        ("64:ff9b:1::7f00:1", False),  # behind one with a prefix of its own
         ("2002:7f00:1::", False),  # and in 6to4
+        ("2001:0:1:2:3:4:5:6", False),  # Teredo
+        ("::7f00:1", False),  # as IPv4-compatible addresses were written
+        ("::ffff:0:7f00:1", False),
+        ("fec0::1", False),  # site-local, of old
+        ("168.63.129.16", False),  # Azure's metadata
+        ("255.255.255.255", False),
     ],
 )
 def test_public_addresses_are_told_from_others(address, public):
