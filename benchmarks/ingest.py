@@ -181,7 +181,9 @@ def peer(folder: Path) -> dict[str, float]:
     if not (venv / "ready").exists():
         uv = [str(Path(sys.executable).with_name("uv"))]
         subprocess.run([*uv, "venv", "--clear", "--python", sys.executable, str(venv)], check=True)
-        subprocess.run([*uv, "pip", "install", "--python", str(venv / "bin" / "python"), *PEER], check=True)
+        subprocess.run(
+            [*uv, "pip", "install", "--link-mode=copy", "--python", str(venv / "bin" / "python"), *PEER], check=True
+        )
         (venv / "ready").touch()
     command = [str(venv / "bin" / "python"), str(ROOT / "benchmarks" / "ingest_peer.py"), str(folder), str(bundled())]
     shown = subprocess.run(command, check=True, capture_output=True, text=True)
