@@ -28,7 +28,7 @@ class Adapter(Strict):
     size: int  # bytes
     verdict: Verdict | None = None
     reasons: tuple[str, ...] = ()  # of a block
-    details: dict[str, JsonValue] = Field(default_factory=dict)  # where it came from
+    details: dict[str, JsonValue] = Field(default_factory=dict)  # where it came from; not in the desired state
     created_at: datetime
     retired_at: datetime | None = None
 

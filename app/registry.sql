@@ -6,7 +6,7 @@ select
     (select coalesce(max(revision), 0) from serving_revision) as revision,
     (select coalesce(jsonb_agg(to_jsonb(s) order by s.model), '[]') from serving s)::text as servings,
     (
-        select coalesce(jsonb_agg(to_jsonb(a) - 'retired_at' order by a.created_at, a.version), '[]')
+        select coalesce(jsonb_agg(to_jsonb(a) - 'retired_at' - 'details' order by a.created_at, a.version), '[]')
         from adapters a where retired_at is null
     )::text as adapters
 

@@ -3,6 +3,7 @@
 import argparse
 import asyncio
 import json
+import os
 import shutil
 import sys
 from collections.abc import Awaitable, Callable
@@ -58,7 +59,7 @@ def _list(options: argparse.Namespace) -> int:
 
 
 def _rows(desired: Desired) -> list[tuple[str, ...]]:
-    rows = []
+    rows: list[tuple[str, ...]] = []
     for adapter in desired.adapters:
         serving = desired.of(adapter.model)
         states = {serving.staged: "staged", serving.previous: "previous", serving.champion: "champion"}
@@ -103,7 +104,9 @@ def _retire(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     async def work(registry: Registry) -> None:
         model, version = split_name(options.name)
-        _tell(await promote(registry, model, version, force=options.force, reason=options.reason), json_=options.json)
+        done = await promote(registry, model, version, force=options.force, reason=options.reason)
+        _tell(done, json_=options.json)
+        await _mirror(registry)
 
     return _run(work)
 
@@ -117,8 +120,23 @@ def _rollback(options: argparse.Namespace) -> int:
         if options.name is None and not served:
             raise NotFound("model", "with a promoted adapter")
         _tell(await rollback(registry, options.name or served[0], reason=options.reason), json_=options.json)
+        await _mirror(registry)
 
     return _run(work)
+
+
+async def _mirror(registry: Registry) -> None:
+    """Let MLflow's aliases follow, where there is an MLflow with our models. Who answers does not hang on it."""
+    if not (registry.home / "mlflow").exists() and not os.environ.get("MLFLOW_TRACKING_URI"):
+        return
+    from mlflow.exceptions import MlflowException  # takes seconds to load
+
+    from train import mirror
+
+    try:
+        mirror.aliases(registry.home, await registry.desired())
+    except MlflowException as error:
+        print(f"MLflow's aliases do not follow yet: {error}", file=sys.stderr)
 
 
 def _tell(done: Promoted, *, json_: bool) -> None:

@@ -1,0 +1,82 @@
+"""An adapter becomes the champion of a running server, under load, and is taken back: no request fails."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import httpx
+import pytest
+from gguf_factory import Shape, random_adapter
+
+from tests.acceptance.conftest import ROOT, Server
+
+pytestmark = pytest.mark.integration
+
+DEMO = Shape(embedding=160, layers=5, heads=5, kv_heads=5, feed_forward=416)
+ASKED = {
+    "model": "mindfu-demo",
+    "messages": [{"role": "user", "content": "What are you?"}],
+    "max_tokens": 24,
+    "temperature": 0,
+    "rag": False,
+}
+
+
+def mindfu(server: Server, *arguments: str) -> dict[str, object]:
+    """A command, as a user types it; what it prints as JSON."""
+    done = subprocess.run(
+        [sys.executable, "-m", "deployments.cli", *arguments, "--json"],
+        capture_output=True, text=True, timeout=120, check=False, cwd=ROOT,
+        env={**os.environ, "MINDFU_HOME": str(server.home)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    told: dict[str, object] = json.loads(done.stdout)
+    return told
+
+
+async def test_a_promotion_and_a_rollback_under_load_fail_no_request(server: Server, tmp_path: Path):
+    """Every answer is a 200 and wholly of one adapter; the rollback gives the base's answer back to the letter."""
+    file = random_adapter(tmp_path / "any.gguf", DEMO, rank=8)
+    await asyncio.to_thread(mindfu, server, "adapters", "add", "mindfu-demo@loud", str(file))
+    answers: list[tuple[int, str]] = []
+    over = asyncio.Event()
+    async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
+
+        async def said(model: str = "mindfu-demo") -> tuple[int, str]:
+            answer = await http.post("/v1/chat/completions", json=ASKED | {"model": model})
+            return answer.status_code, answer.json()["choices"][0]["message"]["content"]
+
+        async def ask() -> None:
+            while not over.is_set():
+                answers.append(await said())
+
+        async def more(count: int) -> None:
+            wanted = len(answers) + count
+            while len(answers) < wanted:  # noqa: ASYNC110 — answers come from another process
+                await asyncio.sleep(0.02)
+
+        base, loud = [(await said(f"mindfu-demo:{name}"))[1] for name in ("base", "loud")]
+        assert base != loud
+        crowd = [asyncio.create_task(ask()) for _ in range(4)]
+        await more(8)
+        promoted = await asyncio.to_thread(mindfu, server, "promote", "mindfu-demo@loud", "--force")
+        await more(8)
+        assert answers[-1] == (200, loud)
+        began = time.perf_counter()
+        back = await http.post("/models/mindfu-demo/rollback")
+        rollback_s = time.perf_counter() - began
+        await more(8)
+        over.set()
+        await asyncio.gather(*crowd)
+        models = {model["id"]: model for model in (await http.get("/v1/models")).json()["data"]}
+    assert {status for status, _ in answers} == {200}
+    assert {text for _, text in answers} == {base, loud}
+    assert answers[-1] == (200, base)
+    assert (promoted["champion"], promoted["engines"], promoted["gateways"]) == ("loud", 1, 1)
+    assert (back.status_code, back.json()["champion"], back.json()["previous"]) == (200, None, "loud")
+    assert rollback_s < 1.0
+    assert models["mindfu-demo:loud"]["loaded"]
