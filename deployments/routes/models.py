@@ -43,7 +43,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/models/{name:path}/rollback")
     async def roll_back(name: str, body: RollbackRequest | None = None) -> Promoted:
         """Let the adapter before answer again; a second rollback undoes the first."""
-        return await rollback(gateway.registry, _model(gateway, name), reason=body and body.reason)
+        return await rollback(gateway.registry, _model(gateway, name), reason=body.reason if body else None)
 
     return router
 
