@@ -123,7 +123,7 @@ def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def throughput(clients: int, rounds: int = 1, tokens: int = 48) -> Scenario:
+def throughput(clients: int, rounds: int = 2, tokens: int = 64) -> Scenario:
     """`clients` at once, each asking `rounds` times in a row, a short question and a longer answer."""
 
     async def run(server: Server, number: int) -> Numbers:
