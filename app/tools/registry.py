@@ -38,12 +38,13 @@ READS = "__mindfu_reads__"
 class ServerTool:
     """One tool. run: takes the arguments as the model wrote them. reads: it may run beside others, and be remembered.
 
-    `run` raises ToolFailed; anything else is a bug of the tool.
+    `run` raises ToolFailed; anything else is a bug of the tool. timeout_s: of one call; None: as for all.
     """
 
     told: Tool
     run: Run
     reads: bool = False
+    timeout_s: float | None = None
 
     @property
     def name(self) -> str:
