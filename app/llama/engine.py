@@ -148,10 +148,6 @@ class Engine:
     def _request(self, request: Generate, stream: Stream, adapter: Adapter | None) -> Request:
         if "" in request.stop:
             raise InvalidRequest("A stop string must not be empty.", "stop")
-        slots = self._settings.slots
-        if request.n > slots:
-            message = f"n is {request.n}, at most {slots} answers are made at a time. Lower n, or raise llm.slots."
-            raise InvalidRequest(message, "n")
         (prompt, thinking), window = self._tokenizer.prompt(request), self._settings.window
         if not len(prompt):
             raise InvalidRequest("The prompt is empty.", "prompt")
@@ -160,19 +156,14 @@ class Engine:
         answer = min(answer, free) if request.clip else answer
         if len(prompt) + answer > window:
             raise ContextTooLong(len(prompt), answer, window)
-        asked = Request(prompt, answer, stream, adapter, request.tenant, request.logprobs)
+        width = min(request.n, self._settings.slots, (self._cells - len(prompt)) // answer)
+        asked = Request(prompt, answer, stream, adapter, request.tenant, request.logprobs, width=width)
         syntax = self._tokenizer.syntax if request.prompt is None else None
         rule = constraint(request, syntax, thinking=thinking)
         offered = {} if request.tool_choice == "none" else {tool.name: tool.parameters for tool in request.tools}
         for choice in range(request.n):
             text = Answer(request.stop, syntax, offered, thinking=thinking, parallel=request.parallel_tool_calls)
             asked.answer(text, Sampler(seeded(request.sampling, choice), self._model, answer, rule))
-        if asked.cells > self._cells:
-            message = (
-                f"{request.n} answers of up to {answer} tokens to a prompt of {len(prompt)} need {asked.cells} tokens "
-                f"of cache, which holds {self._cells}. Lower n or max_tokens, or raise llm.cache_tokens."
-            )
-            raise InvalidRequest(message, "n")
         return asked
 
     def _measure(self, request: Generate, texts: Sequence[str]) -> Measure:

@@ -51,7 +51,8 @@ class Stream:
 class Request:
     """A prompt on its way through the step loop, and the answers to it, of at most `answer_tokens` each.
 
-    Prompt and answer fit the window together, and all of it the cache.
+    width: how many of them are made together; the others follow when these are complete. Prompt and answer fit the
+    window together, and what is made together fits slots and cache.
     """
 
     prompt: Tokens
@@ -60,6 +61,7 @@ class Request:
     adapter: Adapter | None = None
     tenant: str = "default"
     logprobs: int | None = None  # alternatives to tell with each token
+    width: int = 1
     jobs: list["Job"] = field(default_factory=list)
 
     # the step loop's
@@ -75,12 +77,12 @@ class Request:
     @property
     def slots(self) -> int:
         """Sequences that it comes to need."""
-        return len(self.jobs)
+        return self.width
 
     @property
     def cells(self) -> int:
         """Cache cells that it may come to need: the answers share the prompt's."""
-        return len(self.prompt) + len(self.jobs) * self.answer_tokens
+        return len(self.prompt) + self.width * self.answer_tokens
 
     @property
     def owner(self) -> tuple[Adapter | None, str]:
@@ -111,7 +113,7 @@ class Request:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """One answer. Of several to one prompt, the first one loads it."""
+    """One answer. Of several that are made together, the first one loads the prompt."""
 
     request: Request
     choice: int

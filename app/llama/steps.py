@@ -262,10 +262,11 @@ class StepLoop:
         if self._is_loading(request):
             self._patient.append(request)
             return
-        job = request.jobs[0]
+        job = request.jobs[len(request.ends)]
         running = [other.holding for other in self._jobs if other.request.owner == request.owner]
         job.begin(*self._prefixes.begin(request.owner, request.prompt, running))
-        request.cached_tokens = job.fed
+        if not request.ends:
+            request.cached_tokens = job.fed
         self._jobs.append(job)
 
     def _is_loading(self, request: Request) -> bool:
@@ -356,16 +357,17 @@ class StepLoop:
             self._fail({job.request}, error.reason)
 
     def _start_answers(self, loaded: Job) -> None:
-        """A prompt is in the cache: all answers to it begin there, each with a draw of its own."""
+        """A prompt is in the cache: as many answers as there is room for begin there, each with a draw of its own."""
         request = loaded.request
-        request.answering_at = time.perf_counter()
-        for job in request.jobs[1:]:
+        request.answering_at = request.answering_at or time.perf_counter()
+        together = request.jobs[loaded.choice : loaded.choice + request.width]
+        for job in together[1:]:
             sequence = self._prefixes.take()
             self._context.copy(loaded.sequence, sequence)
             job.begin(sequence, loaded.fed)
             job.row = loaded.row
             self._jobs.append(job)
-        for job in request.jobs:
+        for job in together:
             job.answering = True
             self._advance(job)
             if job.over:
@@ -426,6 +428,8 @@ class StepLoop:
             job.end("length" if job.text.broken else "tool_calls")
         self._release(job, keep=True)
         if len(request.ends) < len(request.jobs):
+            if len(request.ends) % request.width == 0:
+                self._begin(request)  # the next ones take the places of these
             return
         self._send(request, request.done())
         service_s = time.perf_counter() - request.admitted_at

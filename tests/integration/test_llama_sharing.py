@@ -9,9 +9,8 @@ import pytest
 from engines import GREEDY, alphabet_model, answer, answers, asked, idle, running, sequences_held, until
 from gguf_factory import Shape, random_model, recurrent_model
 
-from app.errors import InvalidRequest
 from app.llama.engine import Engine
-from app.messages import Message, Sampling
+from app.messages import Delta, Message, Sampling
 
 pytestmark = pytest.mark.integration
 
@@ -211,21 +210,37 @@ async def test_each_choice_ends_by_itself(tmp_path: Path):
         assert engine.stats().slots_in_use == 0
 
 
-async def test_more_answers_than_slots_are_refused_with_both_numbers(gguf: Path):
-    """They would never be admitted."""
-    with running(gguf, slots=4) as engine:
-        with pytest.raises(InvalidRequest, match="n is 5, at most 4") as caught:
-            await answers(engine, asked(n=5))
-        assert caught.value.param == "n"
+@pytest.mark.parametrize("sizes", [{}, {"prefix_tokens": 0}, {"window": 128, "cache_tokens": 128}], ids=str)
+async def test_more_answers_than_there_is_room_for_come_in_turns(sizes: dict[str, int], gguf: Path):
+    """Sixteen from three slots, or from cells for two: as from sixteen slots, but for near-ties, and others get in."""
+    request = asked("sixteen", n=16, max_tokens=40, sampling=Sampling(seed=5, ignore_eos=True))
+    with running(gguf, slots=16) as engine:
+        expected, ended = await answers(engine, request)
+    with running(gguf, slots=3, **sizes) as engine:
+        beside = asked("x", tenant="other", max_tokens=20)
+        (texts, done), (other, _) = await asyncio.gather(answers(engine, request), answer(engine, beside))
+        assert engine.stats().failed == 0
+        await idle(engine)
+        assert sequences_held(engine) == engine.stats().kept_sequences
+        assert engine.stats().cells_reserved == 0
+    assert other
+    assert len(set(texts)) == 16
+    assert sum(text == wanted for text, wanted in zip(texts, expected, strict=True)) > 8
+    assert (done.usage, done.ends) == (ended.usage, ended.ends)
 
 
-async def test_answers_that_the_cache_cannot_hold_are_refused(gguf: Path):
-    """With the numbers, before anything waits for ever."""
-    with running(gguf, slots=4, cache_tokens=256) as engine:
-        with pytest.raises(InvalidRequest, match="which holds 256") as caught:
-            await answers(engine, asked(n=4))
-        assert caught.value.param == "n"
-        assert len((await answers(engine, asked(n=4, max_tokens=10)))[0]) == 4
+async def test_who_leaves_between_answers_takes_the_coming_ones_along(gguf: Path):
+    """After the first ones are complete, before the last ones began."""
+    with running(gguf, slots=2) as engine:
+        items = engine.generate(asked(n=9, max_tokens=20, sampling=Sampling(seed=1)))
+        async for item in items:
+            if isinstance(item, Delta) and item.choice >= 2:
+                break
+        await items.aclose()
+        await idle(engine)
+        assert engine.stats().cancelled == 1
+        assert engine.stats().generated_tokens < 9 * 20
+        assert sequences_held(engine) == engine.stats().kept_sequences
 
 
 async def test_who_leaves_takes_all_choices_along(engine: Engine):
