@@ -1,193 +1,110 @@
-"""The `mindfu` command: `mindfu serve [CONFIG]`, `mindfu check [CONFIG]`, `mindfu bench MODEL…` and `mindfu keys …`.
+"""The `mindfu` command. `mindfu --help` lists what it can do, docs/cli.md tells it with examples.
 
-`serve` is `serve run CONFIG` with a Ray of its own around it: it checks the file first, shows what starts, says when it
-answers, and takes everything down on Ctrl-C.
+One line here for each command: its module is imported when the command is used, so that `--help` waits for none.
+A command is a function with a typed signature, whose docstring is its help, or a `typer.Typer` with several of them.
+It returns its exit status (None: 0); a MindFuError or an OSError that it raises is printed, and the status is 1.
 """
 
-import argparse
-import contextlib
-import os
-import signal
-import socket
-import subprocess
 import sys
-import time
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Sequence
+from importlib import import_module
 from typing import Any
 
-import yaml
+import typer
+from typer.core import TyperCommand, TyperGroup
 
-from app.errors import Misconfigured
-from app.llama.source import locate
-from app.settings import IMPORT_PATH, Secrets, Settings, home
-from deployments import cli_adapters, cli_bench, cli_ingest, cli_keys, cli_logs
-from deployments.joining import NAMESPACE, environment, noted
+from app.errors import MindFuError
 
-START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
-STOP_TIMEOUT_S = 60.0
-
-
-def main() -> None:
-    """Run the command line."""
-    parser = argparse.ArgumentParser(prog="mindfu", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
-    commands = parser.add_subparsers(dest="command", required=True)
-    for name, action, text in (
-        ("serve", serve, "start everything and answer until Ctrl-C"),
-        ("check", check, "say what is wrong with a configuration"),
-    ):
-        command = commands.add_parser(name, help=text)
-        command.add_argument("config", nargs="?", type=Path, default=Path("serve_config.yaml"))
-        command.set_defaults(action=lambda options, action=action: action(options.config))
-    cli_bench.add(commands)
-    cli_keys.add(commands)
-    cli_ingest.add(commands)
-    cli_logs.add(commands)
-    cli_adapters.add(commands)
-    options = parser.parse_args()
-    sys.exit(options.action(options))
+COMMANDS = {
+    "Serve": (
+        ("serve", "cli_serve:serve", "start everything and answer until Ctrl-C"),
+        ("check", "cli_serve:check", "say what is wrong with a configuration"),
+        ("bench", "cli_bench:bench", "compare models on this machine: speed, time to first token, memory"),
+        ("keys", "cli_keys:app", "create, list and revoke API keys"),
+        ("stats", "cli_logs:stats", "how much there is, and what it takes"),
+    ),
+    "Documents and logs": (
+        ("ingest", "cli_ingest:ingest", "take in files, folders and URLs; again: what changed"),
+        ("ingest-logs", "cli_logs:ingest_logs", "import conversations: Mistral Vibe, OpenAI, ShareGPT and our own"),
+        ("copy", "cli_logs:copy", "copy new and changed files of a folder: paths, or URLs like s3://bucket/logs"),
+    ),
+    "Learn": (
+        ("adapters", "cli_adapters:add", "list, add and retire adapters"),
+        ("promote", "cli_adapters:add", "let an adapter answer for its model's name"),
+        ("rollback", "cli_adapters:add", "let the adapter before answer again"),
+    ),
+}  # fmt: skip
 
 
-def check(config: Path) -> int:
-    """Print what is wrong with the configuration. 0: nothing; 2: something."""
-    from deployments.config import problems  # Ray takes a second to import: `mindfu --help` need not wait for it
+class Deferred(TyperCommand):
+    """A command whose module is imported when it is used. where: module:name, below this package."""
 
-    found = problems(config, Secrets.from_env(), home())
-    for problem in found:
-        print(f"  ✗ {problem}", file=sys.stderr)
-    print(f"{config}: {f'{len(found)} problem(s)' if found else 'ok'}")
-    return 2 if found else 0
+    def __init__(self, name: str, where: str, text: str, panel: str) -> None:
+        super().__init__(name, help=text, rich_help_panel=panel)
+        self._where = where
 
-
-def serve(config: Path) -> int:
-    """Serve until interrupted. 0: stopped on request; 1: it failed to start or died; 2: bad configuration."""
-    environment(home())  # first: Ray reads it when it is imported
-    if check(config):
-        return 2
-    parsed = yaml.safe_load(config.read_text())
-    http = parsed.get("http_options", {})
-    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    if not _is_free(host, port):
-        print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
-        return 2
-    try:
-        _find_models(parsed)
-    except Misconfigured as exc:
-        print(exc, file=sys.stderr)
-        return 2
-    with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(config, address) as process:
-        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
-        if not _wait_until_running(process):
-            return 1
-        print(f"MindFu answers on {url}/v1 — `curl {url}/health` shows its parts, Ctrl-C stops it.", flush=True)
-        process.wait()
-        print("`serve run` ended by itself; its log lies under /tmp/ray/session_latest/logs/serve.", file=sys.stderr)
-        return 1
-    print("MindFu stopped.")
-    return 0
+    def make_context(self, *arguments: Any, **named: Any) -> Any:
+        """The real command's, which is then what is run."""
+        module, _, name = self._where.partition(":")
+        found = getattr(import_module(f"deployments.{module}"), name)
+        if name == "add":
+            return _by_argparse(found, *arguments, **named)
+        if not isinstance(found, typer.Typer):
+            function, found = found, typer.Typer(add_completion=False)
+            found.command()(function)
+        return typer.main.get_command(found).make_context(*arguments, **named)
 
 
-def _find_models(config: dict[str, Any]) -> None:
-    """See that the models are here, or download them with the progress on this terminal. Raises Misconfigured.
+def _by_argparse(add: Any, name: str, arguments: list[str], **named: Any) -> Any:
+    """A command that is still one of argparse's."""
+    import argparse
 
-    Not where a cluster runs already: its other machines have files of their own.
-    """
-    if os.environ["RAY_ADDRESS"] != "local":
-        return
-    for application in config["applications"]:
-        if application["import_path"] == IMPORT_PATH:
-            llm = Settings.model_validate(application.get("args") or {}).llm
-            for source in (llm.model, *(further.model for further in llm.models.values())):
-                locate(source, home())
+    def run() -> Any:
+        parser = argparse.ArgumentParser(prog="mindfu")
+        add(parser.add_subparsers())
+        options = parser.parse_args([name, *arguments])
+        return options.action(options)
 
-
-@contextlib.contextmanager
-def _ray() -> Iterator[str]:
-    """A local Ray for as long as the block runs; the cluster of RAY_ADDRESS where that is set. Yields its address."""
-    import ray
-
-    print("Starting Ray …", flush=True)
-    local = os.environ["RAY_ADDRESS"] == "local"
-    # The graph asks for 2 CPUs as shares; a machine with one runs it too, only slower.
-    own: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 2), "object_store_memory": 512 * 2**20}
-    context = ray.init(
-        os.environ["RAY_ADDRESS"],
-        namespace=NAMESPACE,
-        log_to_driver=False,
-        logging_level="warning",
-        **own if local else {},
-    )
-    print(f"  dashboard http://{context.dashboard_url}", flush=True)
-    address = context.address_info["gcs_address"]
-    try:
-        with noted(home(), address):
-            yield address
-    finally:
-        ray.shutdown()
+    return TyperCommand(name, callback=run, add_help_option=False).make_context(name, [], **named)
 
 
-@contextlib.contextmanager
-def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
-    """`serve run CONFIG` as a child; interrupted at the end, so that it takes its replicas down in order."""
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the child
-    signal.signal(signal.SIGTERM, signal.default_int_handler)
-    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
-        signal.signal(signal.SIGHUP, signal.default_int_handler)
-    log = home() / "serve.log"
-    with log.open("wb") as output:
-        process = subprocess.Popen(  # noqa: S603 - our own arguments
-            [sys.executable, "-m", "ray.serve.scripts", "run", str(config), f"--address={address}"],
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            stdin=subprocess.DEVNULL,
-            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
-            env={**os.environ, "RAY_ADDRESS": address},
-        )
+class Commands(TyperGroup):
+    """All commands."""
+
+    def __init__(self, *arguments: Any, **named: Any) -> None:
+        super().__init__(*arguments, **named)
+        for panel, commands in COMMANDS.items():
+            for name, where, text in commands:
+                self.add_command(Deferred(name, where, text, panel))
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run a command. What it returns is the exit status."""
         try:
-            yield process
-        finally:
-            if process.poll() is None:
-                process.send_signal(signal.SIGINT)
-                try:
-                    process.wait(STOP_TIMEOUT_S)
-                except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
-                    process.kill()
-                    process.wait()
+            status = super().invoke(ctx)
+        except BrokenPipeError:  # a reader like `head` has enough: typer's business
+            raise
+        except (MindFuError, OSError) as error:
+            print(error, file=sys.stderr)
+            status = 1
+        raise typer.Exit(status or 0)
 
 
-def _wait_until_running(process: subprocess.Popen[bytes]) -> bool:
-    """Print each part as it becomes healthy. False, with the reason printed, when the graph cannot start."""
-    from ray import serve as ray_serve
-
-    seen: dict[str, str] = {}
-    deadline = time.monotonic() + START_TIMEOUT_S
-    while time.monotonic() < deadline:
-        if process.poll() is not None:
-            print((home() / "serve.log").read_text(), file=sys.stderr)
-            return False
-        for application in ray_serve.status().applications.values():
-            for name, deployment in application.deployments.items():
-                if seen.get(name) != deployment.status:
-                    seen[name] = deployment.status
-                    print(f"  {name:<12} {deployment.status.lower()} {deployment.message[-2000:]}".rstrip(), flush=True)
-            if application.status == "RUNNING":
-                return True
-            if application.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
-                print(application.message, file=sys.stderr)
-                return False
-        time.sleep(0.25)
-    print(f"Not running after {START_TIMEOUT_S:.0f} s.", file=sys.stderr)
-    return False
+app = typer.Typer(
+    cls=Commands,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
 
 
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
+@app.callback()
+def mindfu() -> None:
+    """A self-hosted LLM that learns from your work: serve it, talk to it, feed it, let it learn."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line, and exit. arguments: None takes the process's."""
+    app(arguments, prog_name="mindfu")
 
 
 if __name__ == "__main__":

@@ -3,14 +3,15 @@
 Into the server of this home, through its Ray; into any other one with --url or MINDFU_URL, over HTTP.
 """
 
-import argparse
 import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, Self
+
+import typer
 
 from app.errors import InvalidRequest, MindFuError, Unavailable
 from app.ingestion import Ingestion, Library, Outcome, Report, State
@@ -18,6 +19,7 @@ from app.memory import require_open
 from app.messages import Metadata
 from app.settings import Client, home
 from app.vectors import check_name
+from deployments.cli_options import Json
 
 if TYPE_CHECKING:
     from rich.progress import Progress, TaskID
@@ -33,39 +35,61 @@ STATES: dict[State, str] = {
 }
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command to the command line."""
-    ingest = commands.add_parser("ingest", help="take in files, folders and URLs; again: what changed")
-    ingest.add_argument("places", nargs="*", metavar="PLACE", help="a path, a pattern in quotes, or a URL")
-    ingest.add_argument("--from", dest="list", metavar="FILE", help="a file with one place a line; -: standard input")
-    ingest.add_argument("--collection", default="default")
-    ingest.add_argument("--tenant", default="default", help="whose; over HTTP it is the key's")
-    ingest.add_argument("--metadata", action="append", default=[], metavar="KEY=VALUE", help="of all; repeat it")
-    ingest.add_argument("--keep", action="store_true", help="delete nothing")
-    ingest.add_argument(
-        "--watch", nargs="?", type=float, const=5.0, metavar="SECONDS", help="look again, until Ctrl-C; every 5 s"
-    )
-    ingest.add_argument("--url", help="of a server elsewhere; default: MINDFU_URL, else the server of this home")
-    ingest.add_argument("--workers", type=int, help="processes that embed, or uploads; default: CPUs, or 4")
-    ingest.add_argument("--allow-private", action="store_true", help="fetch from private addresses as well")
-    ingest.add_argument("--json", action="store_true", help="print JSON")
-    ingest.set_defaults(action=_ingest)
+class Where(NamedTuple):
+    """Into which collection of which library, and how. url: None for the server of this home."""
+
+    collection: str
+    tenant: str
+    metadata: Metadata
+    url: str | None
+    workers: int | None
+    private: bool
 
 
-def _ingest(options: argparse.Namespace) -> int:
-    """0: all is in; 1: something failed; 2: it could not begin."""
+def ingest(
+    places: Annotated[
+        list[str] | None, typer.Argument(metavar="PLACE", help="A path, a pattern in quotes, or a URL.")
+    ] = None,
+    *,
+    listed: Annotated[
+        str | None,
+        typer.Option("--from", metavar="FILE", help="A file with one place a line; -: standard input."),
+    ] = None,
+    collection: str = "default",
+    tenant: Annotated[str, typer.Option(help="Whose; over HTTP it is the key's.")] = "default",
+    metadata: Annotated[list[str] | None, typer.Option(metavar="KEY=VALUE", help="Of all; repeat it.")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Delete nothing.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Look again and again, until Ctrl-C.")] = False,
+    every: Annotated[float, typer.Option(min=0.1, metavar="SECONDS", help="How often --watch looks.")] = 5.0,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Of a server elsewhere.", show_default="MINDFU_URL, else the server of this home"),
+    ] = None,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes that embed, or uploads.", show_default="CPUs, or 4")
+    ] = None,
+    allow_private: Annotated[
+        bool, typer.Option("--allow-private", help="Fetch from private addresses as well.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Take in files, folders and URLs; again: what changed.
+
+    Exit status 0: all is in; 1: something failed; 2: it could not begin; 130: Ctrl-C.
+    """
     try:
-        places = [*options.places, *_listed(options.list)]
-        if not places:
+        found = [*(places or ()), *_listed(listed)]
+        if not found:
             raise InvalidRequest("Name what to take in: paths, patterns or URLs.")
-        require_open(check_name(options.collection))
-        with _library(options, _metadata(options.metadata)) as library:
-            ingestion = Ingestion(places, library, keep=options.keep)
-            failed = _run(ingestion, as_json=options.json)
-            while options.watch is not None:
-                time.sleep(options.watch)
+        require_open(check_name(collection))
+        where = Where(collection, tenant, _metadata(metadata or ()), url, workers, allow_private)
+        with _library(where) as library:
+            ingestion = Ingestion(found, library, keep=keep)
+            failed = _run(ingestion, as_json=as_json)
+            while watch:
+                time.sleep(every)
                 ingestion.learn()
-                failed |= _run(ingestion, as_json=options.json, quiet=True)
+                failed |= _run(ingestion, as_json=as_json, quiet=True)
     except KeyboardInterrupt:
         print("Stopped. What is in stays in; the same command goes on.", file=sys.stderr)
         return 130
@@ -76,21 +100,20 @@ def _ingest(options: argparse.Namespace) -> int:
 
 
 @contextlib.contextmanager
-def _library(options: argparse.Namespace, metadata: Metadata) -> Iterator[Library]:
+def _library(where: Where) -> Iterator[Library]:
     client = Client.from_env()
-    url = options.url or client.url
+    url = where.url or client.url
     if url:
         from deployments.uploading import Remote
 
         key = client.api_key.get_secret_value() if client.api_key else None
-        uploads = options.workers or 4
         yield Remote(
             url.removesuffix("/").removesuffix("/v1"),
             key,
-            collection=options.collection,
-            metadata=metadata,
-            uploads=uploads,
-            private=options.allow_private,
+            collection=where.collection,
+            metadata=where.metadata,
+            uploads=where.workers or 4,
+            private=where.private,
         )
         return
     from deployments.joining import address_of, joined
@@ -105,11 +128,11 @@ def _library(options: argparse.Namespace, metadata: Metadata) -> Iterator[Librar
         try:
             library = Cluster(
                 folder,
-                tenant=options.tenant,
-                collection=options.collection,
-                metadata=metadata,
-                private=options.allow_private,
-                workers=options.workers,
+                tenant=where.tenant,
+                collection=where.collection,
+                metadata=where.metadata,
+                private=where.private,
+                workers=where.workers,
             )
         except LookupError as error:
             raise Unavailable("server", f"it runs on {folder}, and has no {error} yet") from error
@@ -124,7 +147,7 @@ def _listed(file: str | None) -> list[str]:
     return [line.strip() for line in lines.splitlines() if line.strip() and not line.lstrip().startswith("#")]
 
 
-def _metadata(pairs: list[str]) -> Metadata:
+def _metadata(pairs: Sequence[str]) -> Metadata:
     found: Metadata = {}
     for pair in pairs:
         name, equals, value = pair.partition("=")

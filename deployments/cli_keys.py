@@ -1,81 +1,86 @@
 """`mindfu keys`: create, list and revoke API keys. Works on the database, whether or not a server runs."""
 
-import argparse
-import asyncio
 import json
-import sys
-from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
+from typing import Annotated
 
-from app.errors import MindFuError
-from app.keys import SCOPES, Key, Keys, Limits, pepper
-from app.postgres import open_pool
+import asyncpg
+import typer
+
+from app.keys import SCOPES, Key, Keys, Limits, Scope, pepper
 from app.settings import Secrets, home
+from deployments.cli_columns import columns
+from deployments.cli_database import with_database
+from deployments.cli_options import Json
+
+HEAD = ("ID", "TENANT", "NAME", "SCOPES", "STATE", "LAST USED", "TURNS", "TOKENS")
+
+app = typer.Typer(help=__doc__, no_args_is_help=True)
 
 
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the command to the command line."""
-    keys = commands.add_parser("keys", help="create, list and revoke API keys")
-    verbs = keys.add_subparsers(dest="verb", required=True)
-    create = verbs.add_parser("create", help="make a key; it is shown once")
-    create.add_argument("--tenant", default="default", help="whose documents and conversations it sees")
-    scopes = "repeat it; default: chat and documents"
-    create.add_argument("--scope", action="append", choices=SCOPES, dest="scopes", help=scopes)
-    create.add_argument("--name", default="", help="what it is for")
-    create.add_argument("--requests-per-minute", type=int)
-    create.add_argument("--tokens-per-minute", type=int)
-    create.add_argument("--streams", type=int, help="requests at the same time")
-    create.add_argument("--expires", type=datetime.fromisoformat, metavar="DATE", help="2027-01-31 or 2027-01-31T12:00")
-    create.set_defaults(action=_create)
-    listing = verbs.add_parser("list", help="all keys, with what was spent on each")
-    listing.set_defaults(action=_list)
-    revoke = verbs.add_parser("revoke", help="end a key; gateways follow within 5 s")
-    revoke.add_argument("id")
-    revoke.set_defaults(action=_revoke)
-    for verb in (create, listing, revoke):
-        verb.add_argument("--json", action="store_true", help="print JSON")
+@app.command()
+def create(
+    *,
+    tenant: Annotated[str, typer.Option(help="Whose documents and conversations it sees.")] = "default",
+    scopes: Annotated[
+        list[str] | None,
+        typer.Option("--scope", metavar="|".join(SCOPES), help="Repeat it.", show_default="chat and documents"),
+    ] = None,
+    name: Annotated[str, typer.Option(help="What it is for.")] = "",
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+    streams: Annotated[int | None, typer.Option(help="Requests at the same time.")] = None,
+    expires: Annotated[
+        datetime | None,
+        typer.Option(parser=datetime.fromisoformat, metavar="DATE", help="2027-01-31 or 2027-01-31T12:00"),
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """Make a key; it is shown once."""
+    wanted: list[Scope] = [_scope(text) for text in scopes or ("chat", "documents")]
+    limits = Limits.model_construct(  # the store checks the values, and says what is wrong with them
+        requests_per_minute=requests_per_minute, tokens_per_minute=tokens_per_minute, streams=streams
+    )
+
+    async def work(pool: asyncpg.Pool) -> tuple[Key, str]:
+        until = expires and expires.astimezone(UTC)
+        keys = _keys(pool, make_pepper=True)
+        return await keys.create(tenant, wanted, name=name, limits=limits, expires_at=until)
+
+    key, text = with_database(work)
+    if as_json:
+        print(json.dumps(key.model_dump(mode="json") | {"key": text}))
+    else:
+        print(f"{text}\n\nThis is the only time that the key is shown. Its id is {key.id}.")
 
 
-def _create(options: argparse.Namespace) -> int:
-    async def work(keys: Keys) -> None:
-        limits = {name: getattr(options, name) for name in Limits.model_fields}
-        expires = options.expires and options.expires.astimezone(UTC)
-        key, text = await keys.create(
-            options.tenant,
-            options.scopes or ["chat", "documents"],
-            name=options.name,
-            limits=Limits.model_construct(**limits),  # the store checks the values, and says what is wrong with them
-            expires_at=expires,
-        )
-        if options.json:
-            print(json.dumps(key.model_dump(mode="json") | {"key": text}))
-        else:
-            print(f"{text}\n\nThis is the only time that the key is shown. Its id is {key.id}.")
-
-    return _run(work, make_pepper=True)
+@app.command("list")
+def list_keys(*, as_json: Json = False) -> None:
+    """All keys, with what was spent on each."""
+    found = with_database(lambda pool: _keys(pool).all())
+    if as_json:
+        print(json.dumps([key.model_dump(mode="json") for key in found]))
+    else:
+        print(columns(HEAD, [_row(key) for key in found]))
 
 
-def _list(options: argparse.Namespace) -> int:
-    async def work(keys: Keys) -> None:
-        found = await keys.all()
-        if options.json:
-            print(json.dumps([key.model_dump(mode="json") for key in found]))
-            return
-        head = ("ID", "TENANT", "NAME", "SCOPES", "STATE", "LAST USED", "TURNS", "TOKENS")
-        rows = [head, *(_row(key) for key in found)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
-
-    return _run(work)
+@app.command()
+def revoke(id: Annotated[str, typer.Argument()], *, as_json: Json = False) -> None:  # noqa: A002 - what is typed
+    """End a key; gateways follow within 5 s."""
+    key = with_database(lambda pool: _keys(pool).revoke(id))
+    print(json.dumps(key.model_dump(mode="json")) if as_json else f"{key.id} opens nothing any more.")
 
 
-def _revoke(options: argparse.Namespace) -> int:
-    async def work(keys: Keys) -> None:
-        key = await keys.revoke(options.id)
-        print(json.dumps(key.model_dump(mode="json")) if options.json else f"{key.id} opens nothing any more.")
+def _scope(text: str) -> Scope:
+    found = next((scope for scope in SCOPES if scope == text), None)
+    if found is None:
+        message = f"'{text}' is none of {', '.join(SCOPES)}."
+        raise typer.BadParameter(message, param_hint="--scope")
+    return found
 
-    return _run(work)
+
+def _keys(pool: asyncpg.Pool, *, make_pepper: bool = False) -> Keys:
+    return Keys(pool, pepper(home(), Secrets.from_env().key_pepper, make=make_pepper) or b"")
 
 
 def _row(key: Key) -> tuple[str, ...]:
@@ -83,23 +88,3 @@ def _row(key: Key) -> tuple[str, ...]:
     state = "revoked" if key.revoked_at else "expired" if key.expires_at and key.expires_at <= now else "works"
     used = f"{key.last_used_at:%Y-%m-%d %H:%M}" if key.last_used_at else "never"
     return (key.id, key.tenant, key.name, ",".join(key.scopes), state, used, str(key.turns), str(key.tokens))
-
-
-def _run(work: Callable[[Keys], Awaitable[None]], *, make_pepper: bool = False) -> int:
-    """0: done; 1: it could not be, with the reason printed."""
-
-    async def go() -> None:
-        secrets, folder = Secrets.from_env(), home()
-        url = secrets.postgres_url.get_secret_value() if secrets.postgres_url else None
-        pool = await open_pool(url, folder)
-        try:
-            await work(Keys(pool, pepper(folder, secrets.key_pepper, make=make_pepper) or b""))
-        finally:
-            await pool.close()
-
-    try:
-        asyncio.run(go())
-    except MindFuError as error:
-        print(error, file=sys.stderr)
-        return 1
-    return 0

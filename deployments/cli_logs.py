@@ -4,51 +4,26 @@ All work on the database, whether or not a server runs. What is imported is foun
 remembered it, which it does in the background.
 """
 
-import argparse
-import asyncio
 import json
 import posixpath
 import sys
 from collections import Counter
-from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import asyncpg
+import typer
 
-from app.errors import MindFuError
+from app.errors import NotFound
 from app.imports import Imports
 from app.log_files import find, place
 from app.logs import Session, Unreadable
-from app.postgres import open_pool
-from app.settings import Secrets, home
+from app.settings import home
 from app.stats import counted, disk
+from deployments.cli_database import with_database
+from deployments.cli_options import Json
 
 SHOWN = 20  # reasons to skip something; --json has all
-
-
-def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
-    """Add the commands to the command line."""
-    logs = commands.add_parser(
-        "ingest-logs", help="import conversations: Mistral Vibe, OpenAI and ShareGPT JSONL, our own"
-    )
-    logs.add_argument("paths", nargs="*", metavar="PATH", help="files, folders, or URLs like s3://bucket/logs")
-    logs.add_argument("--tenant", default="default", help="whose conversations they become")
-    logs.add_argument(
-        "--clear", action="store_true", help="first forget what was imported before, and remember all turns anew"
-    )
-    logs.set_defaults(action=_ingest)
-    stats = commands.add_parser("stats", help="how much there is, and what it takes")
-    stats.add_argument("--tenant", help="of one tenant only")
-    stats.set_defaults(action=_stats)
-    copy = commands.add_parser(
-        "copy", help="copy new and changed files of a folder: paths, or URLs like s3://bucket/logs"
-    )
-    copy.add_argument("source")
-    copy.add_argument("target")
-    copy.set_defaults(action=_copy)
-    for command in (logs, stats, copy):
-        command.add_argument("--json", action="store_true", help="print JSON")
 
 
 @dataclass
@@ -82,81 +57,101 @@ class Report:
         return found + ([f"  … and for {more} more reasons, which --json lists"] if more > 0 else [])
 
 
-def _ingest(options: argparse.Namespace) -> int:
-    if not options.paths and not options.clear:
+def ingest_logs(
+    paths: Annotated[
+        list[str] | None, typer.Argument(metavar="PATH", help="Files, folders, or URLs like s3://bucket/logs.")
+    ] = None,
+    *,
+    tenant: Annotated[str, typer.Option(help="Whose conversations they become.")] = "default",
+    clear: Annotated[
+        bool, typer.Option("--clear", help="First forget what was imported before, and remember all turns anew.")
+    ] = False,
+    as_json: Json = False,
+) -> int:
+    """Import conversations: Mistral Vibe, OpenAI and ShareGPT JSONL, our own.
+
+    Exit status 0: done; 1: nothing could be read; 2: nothing was named.
+    """
+    if not paths and not clear:
         print("Name a file or a folder to import, or --clear.", file=sys.stderr)
         return 2
 
-    async def work(pool: asyncpg.Pool) -> int:
-        imports, report = Imports(pool, options.tenant), Report()
-        if options.clear:
+    async def work(pool: asyncpg.Pool) -> tuple[Report, int]:
+        imports, report = Imports(pool, tenant), Report()
+        if clear:
             report.cleared = await imports.clear()
             await imports.remember()
-        for path in options.paths:
-            for found in find(path):
-                if isinstance(found.what, Unreadable):
-                    report.skipped.append((found.where, str(found.what)))
-                    continue
-                kept = await imports.keep(found.what, found.where, found.modified)
-                report.sessions[found.what.format if isinstance(found.what, Session) else "mindfu"] += 1
-                report.conversations += kept.new > 0
-                report.turns += kept.new
-                report.known_turns += kept.known
-                report.left_out.update(found.what.left_out if isinstance(found.what, Session) else {})
-        waiting = (await counted(pool, options.tenant))["memory"]["waiting"]
-        if options.json:
-            told = {**report.__dict__, "skipped": [{"where": where, "why": why} for where, why in report.skipped]}
-            print(json.dumps(told | {"waiting_to_be_remembered": waiting}))
-        else:
-            print("\n".join(report.lines()))
-            if waiting:
-                print(f"{waiting} turns wait to be remembered; a running server does that in the background.")
-        return 0 if report.sessions or not report.skipped else 1
+        for path in paths or ():
+            await _import(path, imports, report)
+        waiting: int = (await counted(pool, tenant))["memory"]["waiting"]
+        return report, waiting
 
-    return _with_database(work)
+    report, waiting = with_database(work)
+    if as_json:
+        told = {**report.__dict__, "skipped": [{"where": where, "why": why} for where, why in report.skipped]}
+        print(json.dumps(told | {"waiting_to_be_remembered": waiting}))
+    else:
+        print("\n".join(report.lines()))
+        if waiting:
+            print(f"{waiting} turns wait to be remembered; a running server does that in the background.")
+    return 0 if report.sessions or not report.skipped else 1
 
 
-def _stats(options: argparse.Namespace) -> int:
-    async def work(pool: asyncpg.Pool) -> int:
-        found = await counted(pool, options.tenant)
-        found["disk"] |= disk(home())
-        if options.json:
-            print(json.dumps(found))
-            return 0
-        for part, numbers in found.items():
-            print(part)
-            for name, number in numbers.items():
-                shown = _bytes(number) if part == "disk" or name == "bytes" else f"{number:,}"
-                print(f"  {name.replace('_', ' '):<24}{shown:>14}")
-        return 0
-
-    return _with_database(work)
+async def _import(path: str, imports: Imports, report: Report) -> None:
+    for found in find(path):
+        if isinstance(found.what, Unreadable):
+            report.skipped.append((found.where, str(found.what)))
+            continue
+        kept = await imports.keep(found.what, found.where, found.modified)
+        report.sessions[found.what.format if isinstance(found.what, Session) else "mindfu"] += 1
+        report.conversations += kept.new > 0
+        report.turns += kept.new
+        report.known_turns += kept.known
+        report.left_out.update(found.what.left_out if isinstance(found.what, Session) else {})
 
 
-def _copy(options: argparse.Namespace) -> int:
-    """Names are kept, what is the same is left alone, and nothing is deleted."""
+def stats(
+    *, tenant: Annotated[str | None, typer.Option(help="Of one tenant only.")] = None, as_json: Json = False
+) -> None:
+    """How much there is, and what it takes."""
+    found = with_database(lambda pool: counted(pool, tenant))
+    found["disk"] |= disk(home())
+    if as_json:
+        print(json.dumps(found))
+        return
+    for part, numbers in found.items():
+        print(part)
+        for name, number in numbers.items():
+            shown = _bytes(number) if part == "disk" or name == "bytes" else f"{number:,}"
+            print(f"  {name.replace('_', ' '):<24}{shown:>14}")
+
+
+def copy(
+    source: Annotated[str, typer.Argument(help="A file, a folder, or a URL like s3://bucket/logs.")],
+    target: Annotated[str, typer.Argument(help="A folder, or a URL.")],
+    *,
+    as_json: Json = False,
+) -> None:
+    """Copy new and changed files of a folder: paths, or URLs like s3://bucket/logs.
+
+    Names are kept, what is the same is left alone, and nothing is deleted.
+    """
     copied = same = 0
-    try:
-        (here, source), (there, target) = place(options.source), place(options.target)
-        if not here.exists(source):
-            print(f"There is nothing at {options.source}.", file=sys.stderr)
-            return 1
-        folder = source if here.isdir(source) else posixpath.dirname(source)
-        for file in sorted(here.find(source)) if here.isdir(source) else [source]:
-            to = posixpath.join(target, posixpath.relpath(file, folder))
-            if there.exists(to) and _same(here, file, there, to):
-                same += 1
-                continue
-            there.makedirs(posixpath.dirname(to), exist_ok=True)
-            with here.open(file, "rb") as read, there.open(to, "wb") as write:
-                while block := read.read(2**20):
-                    write.write(block)
-            copied += 1
-    except (MindFuError, OSError) as error:
-        print(error, file=sys.stderr)
-        return 1
-    print(json.dumps({"copied": copied, "same": same}) if options.json else f"{copied} files copied, {same} the same.")
-    return 0
+    (here, path), (there, target_path) = place(source), place(target)
+    if not here.exists(path):
+        raise NotFound("file or folder", source)
+    folder = path if here.isdir(path) else posixpath.dirname(path)
+    for file in sorted(here.find(path)) if here.isdir(path) else [path]:
+        to = posixpath.join(target_path, posixpath.relpath(file, folder))
+        if there.exists(to) and _same(here, file, there, to):
+            same += 1
+            continue
+        there.makedirs(posixpath.dirname(to), exist_ok=True)
+        with here.open(file, "rb") as read, there.open(to, "wb") as write:
+            while block := read.read(2**20):
+                write.write(block)
+        copied += 1
+    print(json.dumps({"copied": copied, "same": same}) if as_json else f"{copied} files copied, {same} the same.")
 
 
 def _same(here: Any, file: str, there: Any, other: str) -> bool:
@@ -172,21 +167,3 @@ def _bytes(number: int) -> str:
             break
         size, unit = size / 1000, larger
     return f"{size:,.0f} {unit}" if unit == "B" else f"{size:,.1f} {unit}"
-
-
-def _with_database(work: Callable[[asyncpg.Pool], Awaitable[int]]) -> int:
-    """What the work returns; 1 where it could not be done, with the reason printed."""
-
-    async def go() -> int:
-        secret = Secrets.from_env().postgres_url
-        pool = await open_pool(secret.get_secret_value() if secret else None, home())
-        try:
-            return await work(pool)
-        finally:
-            await pool.close()
-
-    try:
-        return asyncio.run(go())
-    except MindFuError as error:
-        print(error, file=sys.stderr)
-        return 1

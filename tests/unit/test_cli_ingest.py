@@ -1,6 +1,5 @@
 """`mindfu ingest` says what it did, and why it could not."""
 
-import argparse
 import io
 import json
 from pathlib import Path
@@ -9,6 +8,7 @@ import pytest
 
 from app.ingestion import Outcome, Report
 from deployments import cli_ingest
+from tests.command import mindfu
 
 
 @pytest.fixture(autouse=True)
@@ -16,15 +16,6 @@ def nowhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A home that no server runs on."""
     monkeypatch.setenv("MINDFU_HOME", str(tmp_path / "home"))
     monkeypatch.delenv("MINDFU_URL", raising=False)
-
-
-def run(*arguments: str) -> int:
-    """The command's exit status."""
-    parser = argparse.ArgumentParser()
-    cli_ingest.add(parser.add_subparsers())
-    options = parser.parse_args(["ingest", *arguments])
-    status: int = options.action(options)
-    return status
 
 
 @pytest.mark.parametrize(
@@ -39,7 +30,7 @@ def run(*arguments: str) -> int:
 )
 def test_what_cannot_begin_is_told_and_ends_with_two(arguments, said, capsys):
     """Before anything is read."""
-    assert run(*arguments) == 2
+    assert mindfu("ingest", *arguments) == 2
     assert said in capsys.readouterr().err
 
 

@@ -1,0 +1,183 @@
+"""`mindfu serve` and `mindfu check`.
+
+`serve` is `serve run CONFIG` with a Ray of its own around it: it checks the file first, shows what starts, says when it
+answers, and takes everything down on Ctrl-C.
+"""
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+import yaml
+
+from app.errors import Misconfigured
+from app.llama.source import locate
+from app.settings import IMPORT_PATH, Secrets, Settings, home
+from deployments.cli_options import Json
+from deployments.joining import NAMESPACE, environment, noted
+
+START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
+STOP_TIMEOUT_S = 60.0
+DEFAULT = Path("serve_config.yaml")
+
+Config = Annotated[Path, typer.Argument(help="The configuration.")]
+
+
+def check(config: Config = DEFAULT, *, as_json: Json = False) -> int:
+    """Say what is wrong with a configuration.
+
+    Exit status 0: nothing; 2: something.
+    """
+    from deployments.config import problems  # Ray takes a second to import, and reads its environment then
+
+    found = problems(config, Secrets.from_env(), home())
+    if as_json:
+        print(json.dumps({"config": str(config), "problems": found}))
+        return 2 if found else 0
+    for problem in found:
+        print(f"  ✗ {problem}", file=sys.stderr)
+    print(f"{config}: {f'{len(found)} problem(s)' if found else 'ok'}")
+    return 2 if found else 0
+
+
+def serve(config: Config = DEFAULT) -> int:
+    """Start everything and answer until Ctrl-C.
+
+    Exit status 0: stopped on request; 1: it failed to start or died; 2: bad configuration.
+    """
+    environment(home())  # first: Ray reads it when it is imported
+    if check(config):
+        return 2
+    parsed = yaml.safe_load(config.read_text())
+    http = parsed.get("http_options", {})
+    host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
+    if not _is_free(host, port):
+        print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
+        return 2
+    try:
+        _find_models(parsed)
+    except Misconfigured as exc:
+        print(exc, file=sys.stderr)
+        return 2
+    with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(config, address) as process:
+        url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
+        if not _wait_until_running(process):
+            return 1
+        print(f"MindFu answers on {url}/v1 — `curl {url}/health` shows its parts, Ctrl-C stops it.", flush=True)
+        process.wait()
+        print("`serve run` ended by itself; its log lies under /tmp/ray/session_latest/logs/serve.", file=sys.stderr)
+        return 1
+    print("MindFu stopped.")
+    return 0
+
+
+def _find_models(config: dict[str, Any]) -> None:
+    """See that the models are here, or download them with the progress on this terminal. Raises Misconfigured.
+
+    Not where a cluster runs already: its other machines have files of their own.
+    """
+    if os.environ["RAY_ADDRESS"] != "local":
+        return
+    for application in config["applications"]:
+        if application["import_path"] == IMPORT_PATH:
+            llm = Settings.model_validate(application.get("args") or {}).llm
+            for source in (llm.model, *(further.model for further in llm.models.values())):
+                locate(source, home())
+
+
+@contextlib.contextmanager
+def _ray() -> Iterator[str]:
+    """A local Ray for as long as the block runs; the cluster of RAY_ADDRESS where that is set. Yields its address."""
+    import ray
+
+    print("Starting Ray …", flush=True)
+    local = os.environ["RAY_ADDRESS"] == "local"
+    # The graph asks for 2 CPUs as shares; a machine with one runs it too, only slower.
+    own: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 2), "object_store_memory": 512 * 2**20}
+    context = ray.init(
+        os.environ["RAY_ADDRESS"],
+        namespace=NAMESPACE,
+        log_to_driver=False,
+        logging_level="warning",
+        **own if local else {},
+    )
+    print(f"  dashboard http://{context.dashboard_url}", flush=True)
+    address = context.address_info["gcs_address"]
+    try:
+        with noted(home(), address):
+            yield address
+    finally:
+        ray.shutdown()
+
+
+@contextlib.contextmanager
+def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
+    """`serve run CONFIG` as a child; interrupted at the end, so that it takes its replicas down in order."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a background job ignores it, and so would the child
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
+    if signal.getsignal(signal.SIGHUP) == signal.SIG_DFL:  # not under nohup
+        signal.signal(signal.SIGHUP, signal.default_int_handler)
+    log = home() / "serve.log"
+    with log.open("wb") as output:
+        process = subprocess.Popen(  # noqa: S603 - our own arguments
+            [sys.executable, "-m", "ray.serve.scripts", "run", str(config), f"--address={address}"],
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            stdin=subprocess.DEVNULL,
+            start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
+            env={**os.environ, "RAY_ADDRESS": address},
+        )
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.send_signal(signal.SIGINT)
+                try:
+                    process.wait(STOP_TIMEOUT_S)
+                except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
+                    process.kill()
+                    process.wait()
+
+
+def _wait_until_running(process: subprocess.Popen[bytes]) -> bool:
+    """Print each part as it becomes healthy. False, with the reason printed, when the graph cannot start."""
+    from ray import serve as ray_serve
+
+    seen: dict[str, str] = {}
+    deadline = time.monotonic() + START_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if process.poll() is not None:
+            print((home() / "serve.log").read_text(), file=sys.stderr)
+            return False
+        for application in ray_serve.status().applications.values():
+            for name, deployment in application.deployments.items():
+                if seen.get(name) != deployment.status:
+                    seen[name] = deployment.status
+                    print(f"  {name:<12} {deployment.status.lower()} {deployment.message[-2000:]}".rstrip(), flush=True)
+            if application.status == "RUNNING":
+                return True
+            if application.status in {"DEPLOY_FAILED", "UNHEALTHY"}:
+                print(application.message, file=sys.stderr)
+                return False
+        time.sleep(0.25)
+    print(f"Not running after {START_TIMEOUT_S:.0f} s.", file=sys.stderr)
+    return False
+
+
+def _is_free(host: str, port: int) -> bool:
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError:
+            return False
+    return True

@@ -1,0 +1,90 @@
+"""The `mindfu` command as a whole: what it lists, how it ends, and that nobody waits for modules that are not used."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from app.errors import Unavailable
+from deployments import cli, cli_columns, cli_logs
+from tests.command import mindfu
+
+ROOT = Path(__file__).parents[2]
+NAMES = [name for commands in cli.COMMANDS.values() for name, _, _ in commands]
+
+
+def test_help_lists_every_command(capsys: pytest.CaptureFixture[str]):
+    """With a line of its own; without any argument it is shown as well."""
+    assert mindfu("--help") == 0
+    told = capsys.readouterr().out
+    assert all(f" {name} " in told for name in NAMES)
+    mindfu()
+    assert "Usage: mindfu" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixture[str]):
+    """So each can be imported, and says how it is used."""
+    assert mindfu(name, "--help") == 0
+    assert f"mindfu {name}" in capsys.readouterr().out
+
+
+def test_help_imports_nothing_that_takes_long():
+    """No database, no Ray, no HTTP, no settings: what a command needs is imported when it is used."""
+    heavy = "{'asyncpg', 'ray', 'httpx', 'pydantic', 'numpy', 'prompt_toolkit', 'llama_cpp'}"
+    code = (
+        "import sys; from deployments import cli\n"
+        "try: cli.main(['--help'])\n"
+        f"except SystemExit: print('loaded:', sorted({heavy} & set(sys.modules)))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    assert done.stdout.splitlines()[-1] == "loaded: []"
+
+
+def test_an_unknown_command_ends_with_two(capsys: pytest.CaptureFixture[str]):
+    """And with what was probably meant."""
+    assert mindfu("serv") == 2
+    assert "'serve'" in capsys.readouterr().err
+
+
+def test_an_unknown_option_ends_with_two(capsys: pytest.CaptureFixture[str]):
+    """As every mistake in how a command is called."""
+    assert mindfu("keys", "list", "--jsn") == 2
+    assert "--json" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("error", [Unavailable("database", "it is away"), OSError("the disk is full")])
+def test_what_cannot_be_done_ends_with_one_and_its_reason(
+    error: Exception, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """In one line, without a stack trace."""
+
+    def fail(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(cli_logs, "with_database", fail)
+    assert mindfu("stats") == 1
+    told = capsys.readouterr()
+    assert (told.out, told.err) == ("", f"{error}\n")
+
+
+def test_a_configuration_is_checked_for_people_and_programs(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Each problem with its place; the exit status is the same."""
+    file = tmp_path / "serve_config.yaml"
+    file.write_text("http_options: {host: 127.0.0.1}\napplications: []\n")
+    assert mindfu("check", str(file)) == 0
+    assert mindfu("check", str(file), "--json") == 0
+    file.write_text("http_optoins: {}\napplications: []\n")
+    capsys.readouterr()
+    assert mindfu("check", str(file)) == 2
+    assert "http_options" in capsys.readouterr().err
+    assert mindfu("check", str(file), "--json") == 2
+    assert '"problems": ["http_optoins' in capsys.readouterr().out
+
+
+def test_columns_are_as_wide_as_their_widest_cell():
+    """Numbers end at the same place; nothing hangs over at the end of a line."""
+    assert cli_columns.columns(("A", "B"), [("xx", "1")]) == "A   B\nxx  1"
+    assert cli_columns.columns(("A", "B"), [("x", "100")], right=True) == "A    B\nx  100"
+    assert cli_columns.columns(("A", "B"), []) == "A  B"
