@@ -108,7 +108,7 @@ def _library(where: Where) -> Iterator[Library]:
 
         key = client.api_key.get_secret_value() if client.api_key else None
         yield Remote(
-            url.removesuffix("/").removesuffix("/v1"),
+            url,
             key,
             collection=where.collection,
             metadata=where.metadata,

@@ -10,28 +10,16 @@ from typing import Any
 
 import httpx
 
-from app.errors import InvalidRequest, MindFuError, Unavailable
+from app.asking import Answered, Asking
+from app.errors import MindFuError, Unavailable
 from app.ingestion import Held, Outcome, held_of, metadata_of, refused, taken
 from app.messages import Added, Document, Metadata
 from app.sources import Source, read
 
 MOST_BYTES = 2**28  # that are read of one document; the server has a limit of its own
 PAGE = 1000  # documents of one request
-TRIES = 6
-LONGEST_WAIT_S = 30.0
-AGAIN = frozenset({HTTPStatus.TOO_MANY_REQUESTS, HTTPStatus.SERVICE_UNAVAILABLE, HTTPStatus.BAD_GATEWAY})
+SILENT_S = 600.0  # a large document takes minutes
 NOT_FOR_US = frozenset({HTTPStatus.UNAUTHORIZED, HTTPStatus.FORBIDDEN})
-
-
-class Answered(MindFuError):
-    """What the server answers instead of doing it."""
-
-    def __init__(self, message: str, http_status: int) -> None:
-        super().__init__(message, http_status)
-        self.message, self.http_status = message, http_status
-
-    def __str__(self) -> str:
-        return self.message
 
 
 class Remote:
@@ -47,13 +35,10 @@ class Remote:
         uploads: int = 4,
         private: bool = False,
         transport: httpx.BaseTransport | None = None,
-        sleep: Callable[[float], object] = time.sleep,
+        sleep: Callable[[float], None] = time.sleep,
     ) -> None:
-        headers = {"authorization": f"Bearer {key}"} if key else {}
-        timeout = httpx.Timeout(30.0, read=600.0)  # a large document takes minutes
-        self._http = httpx.Client(base_url=url, headers=headers, timeout=timeout, transport=transport)
+        self._asking = Asking(url, key, timeout_s=SILENT_S, transport=transport, sleep=sleep)
         self._collection, self._metadata, self._uploads, self._private = collection, metadata or {}, uploads, private
-        self._sleep = sleep
 
     def held(self) -> Iterator[Held]:
         """See app/ingestion.py."""
@@ -118,35 +103,6 @@ class Remote:
             return refused(source, error)
 
     def _ask(self, method: str, path: str, **request: Any) -> dict[str, Any]:
-        """The answer. Waits and asks again while the server is busy or away. Raises Answered, Unavailable."""
-        reason, pause = "", 1.0
-        for tried in range(1, TRIES + 1):
-            try:
-                answer = self._http.request(method, path, **request)
-            except httpx.TransportError as error:
-                reason = f"{self._http.base_url} does not answer ({str(error) or type(error).__name__})"
-            except httpx.InvalidURL as error:
-                raise InvalidRequest(f"'{self._http.base_url}' is no URL of a server: {error}", "url") from error
-            else:
-                if answer.status_code not in AGAIN:
-                    return _understood(answer)
-                reason = _message(answer)
-                pause = max(pause, float(answer.headers.get("retry-after", 0)))
-            if tried < TRIES:
-                self._sleep(min(pause, LONGEST_WAIT_S))
-                pause *= 2
-        raise Unavailable("server", reason)
-
-
-def _understood(answer: httpx.Response) -> dict[str, Any]:
-    if answer.is_success:
-        found: dict[str, Any] = answer.json()
+        """The answer. A document that comes twice is a duplicate, so everything may be asked again."""
+        found: dict[str, Any] = self._asking.ask(method, path, repeatable=True, **request).json()
         return found
-    raise Answered(_message(answer), answer.status_code)
-
-
-def _message(answer: httpx.Response) -> str:
-    try:
-        return str(answer.json()["error"]["message"])
-    except (ValueError, KeyError, TypeError):
-        return f"the server answered {answer.status_code}"

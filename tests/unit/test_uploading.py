@@ -10,10 +10,11 @@ from typing import Any
 import httpx
 import pytest
 
+from app.asking import Answered
 from app.errors import Unavailable
 from app.messages import Document
 from app.sources import Source, find
-from deployments.uploading import Answered, Remote
+from deployments.uploading import Remote
 
 
 class Server:
@@ -102,7 +103,7 @@ def test_a_busy_server_is_asked_again_after_the_time_that_it_names(sources):
     server = Server(refusal(429, "busy", **{"retry-after": "7"}), httpx.ConnectError("refused"))
     (outcome,) = server.remote().send(sources[:1], {})
     assert outcome.state == "added"
-    assert server.waited == [7, 14]
+    assert server.waited == [7, 2]
 
 
 def test_a_server_that_stays_away_ends_the_run_with_its_reason(sources):
