@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench clients clean pull-local pull-s3 push ingest ingest-clear stats
+.PHONY: help install serve test check bench clients clean pull-local pull-s3 push ingest ingest-clear stats train train-hf mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -67,6 +67,15 @@ ingest-clear: $(VENV)/serving ## forget what was imported, and import data/ anew
 stats: $(VENV)/serving ## how much there is: conversations, documents, memory, disk
 	@$(BIN)/mindfu stats
 
+train: $(VENV)/training ## learn from recorded conversations, and from data/: an adapter that can be promoted
+	@$(BIN)/mindfu train --conversations $(if $(wildcard $(DATA)),--data $(DATA)) $(ARGS)
+
+train-hf: $(VENV)/training ## learn from a data set of the Hugging Face Hub: DATASET=org/name
+	@$(BIN)/mindfu train --dataset "$(DATASET)" $(ARGS)
+
+mlflow: $(VENV)/training ## MLflow's pages on http://127.0.0.1:5000
+	@$(BIN)/mindfu mlflow
+
 install: $(VENV)/serving ## only install
 
 clean: ## remove the virtual environment (your data in .mindfu stays)
@@ -95,6 +104,11 @@ SYNC = $(UV) sync --quiet --frozen --inexact --no-install-package torch --no-ins
 $(VENV)/serving: $(VENV)/llama pyproject.toml uv.lock
 	@echo "== installing MindFu"
 	@$(SYNC) --no-dev
+	@touch $@
+
+$(VENV)/training: $(VENV)/serving
+	@echo "== installing what training needs"
+	@$(SYNC) --no-dev --extra train
 	@touch $@
 
 $(VENV)/testing: $(VENV)/serving

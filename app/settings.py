@@ -217,3 +217,8 @@ class Client(Strict):
 def home() -> Path:
     """The folder that holds everything: MINDFU_HOME, or .mindfu where `serve run` was started. Absolute."""
     return Path(os.environ.get("MINDFU_HOME", ".mindfu")).resolve()
+
+
+def params_file() -> Path:
+    """What the stages of the learning loop are told: MINDFU_PARAMS, or params.yaml of the working folder. Absolute."""
+    return Path(os.environ.get("MINDFU_PARAMS", "params.yaml")).resolve()

@@ -29,6 +29,9 @@ COMMANDS = {
         ("copy", "cli_logs:copy", "copy new and changed files of a folder: paths, or URLs like s3://bucket/logs"),
     ),
     "Learn": (
+        ("train", "cli_train:train", "learn: from conversations to an adapter that can be promoted"),
+        ("runs", "cli_train:runs", "list, show and cancel training runs"),
+        ("mlflow", "cli_train:mlflow", "show MLflow's pages on port 5000"),
         ("adapters", "cli_adapters:add", "list, add and retire adapters"),
         ("promote", "cli_adapters:add", "let an adapter answer for its model's name"),
         ("rollback", "cli_adapters:add", "let the adapter before answer again"),

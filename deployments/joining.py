@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from app.settings import params_file
+
 NAMESPACE = "serve"
 
 
@@ -23,6 +25,7 @@ def environment(home: Path) -> None:
         token.write_text(random.token_hex(32))
     for name, value in {
         "MINDFU_HOME": str(home),
+        "MINDFU_PARAMS": str(params_file()),
         "RAY_ADDRESS": "local",  # a Ray of our own, even where another one runs
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token),

@@ -123,10 +123,19 @@ class Stage(Generic[P]):
     given: Callable[[P, Path], Mapping[str, str]] = lambda _parameters, _home: {}
 
 
-def run(stage: Stage[P], *, inputs: Mapping[str, Path], parameters: P, home: Path, out: Path | None = None) -> Path:
+def run(
+    stage: Stage[P],
+    *,
+    inputs: Mapping[str, Path],
+    parameters: P,
+    home: Path,
+    out: Path | None = None,
+    began: Callable[[Path], None] = lambda _folder: None,
+) -> Path:
     """Do the work of a stage, unless it was done. Returns its folder. out: copy the folder's outputs there, too.
 
-    Raises Misconfigured for an input that is missing or unfinished, and what the stage itself raises.
+    began: is told the folder as soon as it is known, before the work. Raises Misconfigured for an input that is missing
+    or unfinished, and what the stage itself raises.
     """
     inputs = _found(stage, inputs)
     stage.check(inputs, parameters)
@@ -137,6 +146,7 @@ def run(stage: Stage[P], *, inputs: Mapping[str, Path], parameters: P, home: Pat
     key = _hash([stage.name, code, parameters.model_dump(mode="json"), {n: i.content for n, i in read.items()}])
     folder = home / stage.place / f"{stage.name}-{key[:KEY_CHARS]}"
     folder.mkdir(parents=True, exist_ok=True)
+    began(folder)
     with _alone(folder):
         if not (folder / MANIFEST).exists():
             started = time.monotonic()
@@ -224,12 +234,18 @@ def section(stage: str, kind: type[P], file: Path, changes: Mapping[str, str]) -
         given = deepcopy((told or {}).get(stage) or {})
         for name, text in changes.items():
             _change(given, name.split("."), yaml.safe_load(text))
-        return kind.model_validate(given)
+        return checked(stage, kind, given)
     except (yaml.YAMLError, AttributeError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise Misconfigured(
             stage, f"its parameters are no YAML of names and values ({reason})", f"See {file}."
         ) from error
+
+
+def checked(stage: str, kind: type[P], given: Mapping[str, object]) -> P:
+    """The parameters of a stage that were given. Raises Misconfigured, naming the one that is wrong."""
+    try:
+        return kind.model_validate(given)
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in (stage, *first["loc"]))
