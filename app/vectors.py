@@ -35,7 +35,7 @@ COLLECTION_NAME = re.compile(r"[A-Za-z0-9_-]{1,64}")
 POINTS = UUID("a2b5c0de-5e9f-4c0c-9a3b-0d6f6d696e64")  # the namespace of our point ids; changing it orphans every point
 INDEXED_FIELDS = ("tenant", "document_id")
 HNSW_EF = 256  # candidates of a search: recall@10 1.00 at 55,000 clustered vectors, 0.97 with the engine's default 100
-WORDS = "words"  # the name of the sparse vectors
+DENSE, WORDS = "", "words"  # the names of a point's two vectors
 CANDIDATES = 100  # chunks nearest by vector, and as many by words, whose scores are fused
 COSINE_SHARE = 0.7  # of a fused score, chosen on cranfield; the rest is BM25 as a share of the best
 SPARE = 3  # times top_k chunks are read, because some of them will be dropped
@@ -129,6 +129,14 @@ class Vectors(Protocol):
     async def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
         """The tenant's chunks at these places; those that are not there are left out."""
 
+    async def space(self, collection: str) -> Space | None:
+        """What vectors a collection holds. None: there is none of that name."""
+
+    async def fetch(self, collection: str, tenant: str, document_id: str) -> tuple[Index, Floats] | None:
+        """A document as it was upserted, its vectors at unit length: what another store's `upsert` takes. None: it is
+        not there.
+        """
+
     async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         """How many chunks the tenant, or one of its documents, has here. An unknown collection has 0."""
 
@@ -211,6 +219,18 @@ def stored(kept: dict[str, Any]) -> Stored:
     fields = {name: kept[name] for name in ("text", "start", "end", "page")}
     chunk = Chunk(number=kept["chunk"], heading=kept.get("heading", ""), **fields)  # older ones have none
     return Stored(document_id=kept["document_id"], title=kept["title"], chunk=chunk)
+
+
+def as_upserted(
+    collection: str, tenant: str, found: Sequence[tuple[Stored, Sequence[float]]]
+) -> tuple[Index, Floats] | None:
+    """One document's chunks, in any order, as they were handed to `upsert`."""
+    if not found:
+        return None
+    ordered = sorted(found, key=lambda one: one[0].chunk.number)
+    first, chunks = ordered[0][0], tuple(kept.chunk for kept, _ in ordered)
+    index = Index(tenant=tenant, collection=collection, document_id=first.document_id, title=first.title, chunks=chunks)
+    return index, np.array([vector for _, vector in ordered], np.float32)
 
 
 def words_of(index: Index, chunk: Chunk, language: Language) -> Words:

@@ -60,6 +60,7 @@ from app.messages import Chunk, Index, Passage, Strict
 from app.neighbours import Place
 from app.vectors import (
     CANDIDATES,
+    DENSE,
     HNSW_EF,
     INDEXED_FIELDS,
     WORDS,
@@ -69,6 +70,8 @@ from app.vectors import (
     Query,
     Scores,
     Space,
+    Stored,
+    as_upserted,
     best,
     check_name,
     check_space,
@@ -202,6 +205,30 @@ class EdgeVectors:
                 kept |= {ids[UUID(str(record.id))]: stored(record.payload or {}).chunk for record in records}
         return kept
 
+    def space(self, collection: str) -> Space | None:
+        found = self._find(collection)
+        return found.record.space if found else None
+
+    def fetch(self, collection: str, tenant: str, document_id: str) -> tuple[Index, Floats] | None:
+        found = self._find(collection)
+        if found is None:
+            return None
+        read: list[tuple[Stored, list[float]]] = []
+        offset: PointId | None = None
+        while True:
+            wanted = ScrollRequest(
+                offset=offset,
+                limit=1000,
+                filter=_matching(tenant, document_id),
+                with_payload=True,
+                with_vector=[DENSE],
+            )
+            with _translated():
+                records, offset = found.shard.scroll(wanted)
+            read += [(stored(record.payload or {}), _dense(record.vector)) for record in records]
+            if offset is None:
+                return as_upserted(collection, tenant, read)
+
     def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         found = self._find(collection)
         if found is None:
@@ -328,7 +355,14 @@ def _unindexed(shard: EdgeShard) -> int:
 def _named(vector: Floats, words: Words) -> dict[str, list[float] | SparseVector | list[list[float]]]:
     """A point's vectors. One without words has none of that name, so that `_unindexed` can count them."""
     dense: list[float] = vector.tolist()
-    return {"": dense, WORDS: _sparse(words)} if words.indices else {"": dense}
+    return {DENSE: dense, WORDS: _sparse(words)} if words.indices else {DENSE: dense}
+
+
+def _dense(vectors: object) -> list[float]:
+    """A point's own vector, alone or by its name."""
+    found = vectors[DENSE] if isinstance(vectors, dict) else vectors
+    assert isinstance(found, list)
+    return found
 
 
 def _sparse(words: Words) -> SparseVector:

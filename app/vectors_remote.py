@@ -19,6 +19,7 @@ from app.messages import Chunk, Index, Passage
 from app.neighbours import Place
 from app.vectors import (
     CANDIDATES,
+    DENSE,
     HNSW_EF,
     INDEXED_FIELDS,
     WORDS,
@@ -27,6 +28,8 @@ from app.vectors import (
     Query,
     Scores,
     Space,
+    Stored,
+    as_upserted,
     best,
     check_name,
     check_space,
@@ -79,7 +82,7 @@ class RemoteVectors:
         points = [
             models.PointStruct(
                 id=str(point_id(index.tenant, place)),
-                vector={"": vector.tolist(), WORDS: _sparse(words_of(index, chunk, found.language))},
+                vector={DENSE: vector.tolist(), WORDS: _sparse(words_of(index, chunk, found.language))},
                 payload=payload(index, chunk),
             )
             for place, chunk, vector in zip(places_of(index), index.chunks, vectors, strict=True)
@@ -142,6 +145,28 @@ class RemoteVectors:
                 found = await self._read(name, list(ids))
                 kept |= {ids[str(key)]: stored(record).chunk for key, record in found.items()}
         return kept
+
+    async def space(self, collection: str) -> Space | None:
+        return await self._find(collection)
+
+    async def fetch(self, collection: str, tenant: str, document_id: str) -> tuple[Index, Floats] | None:
+        if await self._find(collection) is None:
+            return None
+        read: list[tuple[Stored, list[float]]] = []
+        offset: models.ExtendedPointId | None = None
+        while True:
+            with self._translated(collection):
+                records, offset = await self._client.scroll(
+                    collection,
+                    _matching(tenant, document_id),
+                    limit=1000,
+                    offset=offset,
+                    with_payload=True,
+                    with_vectors=[DENSE],
+                )
+            read += [(stored(record.payload or {}), _dense(record.vector)) for record in records]
+            if offset is None:
+                return as_upserted(collection, tenant, read)
 
     async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         if await self._find(collection) is None:
@@ -238,6 +263,13 @@ class RemoteVectors:
             raise Unavailable("vector store", f"{self._location} answered {exc.status_code}") from exc
         except (ApiException, OSError) as exc:
             raise Unavailable("vector store", f"{self._location}: {exc}") from exc
+
+
+def _dense(vectors: object) -> list[float]:
+    """A point's own vector, alone or by its name."""
+    found = vectors[DENSE] if isinstance(vectors, dict) else vectors
+    assert isinstance(found, list)
+    return found
 
 
 def _sparse(words: Words) -> models.SparseVector:

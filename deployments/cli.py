@@ -22,6 +22,8 @@ COMMANDS = {
         ("bench", "cli_bench:bench", "compare models on this machine: speed, time to first token, memory"),
         ("keys", "cli_keys:app", "create, list and revoke API keys"),
         ("stats", "cli_logs:stats", "how much there is, and what it takes"),
+        ("backup", "cli_backup:backup", "put everything into one archive: a folder, or a URL like s3://bucket/x"),
+        ("restore", "cli_backup:restore", "bring a backup back, into a home that is empty"),
     ),
     "Documents and logs": (
         ("ingest", "cli_ingest:ingest", "take in files, folders and URLs; again: what changed"),

@@ -68,6 +68,12 @@ class VectorStore:
     async def read(self, tenant: str, places: Sequence[Place]) -> dict[Place, Chunk]:
         return await self._run(self._edge.read, tenant, places)
 
+    async def space(self, collection: str) -> Space | None:
+        return await self._run(self._edge.space, collection)
+
+    async def fetch(self, collection: str, tenant: str, document_id: str) -> tuple[Index, Floats] | None:
+        return await self._run(self._edge.fetch, collection, tenant, document_id)
+
     async def count(self, collection: str, tenant: str, document_id: str | None = None) -> int:
         return await self._run(self._edge.count, collection, tenant, document_id)
 

@@ -171,6 +171,19 @@ async def test_how_rare_a_word_is_depends_on_the_tenants_own_chunks(store: Vecto
     assert before[1] > before[2]  # beta is rarer among ours
 
 
+async def test_a_document_is_fetched_as_it_was_upserted(store: Vectors):
+    """Its chunks in order with their vectors, and nobody else's: another store takes them as they are."""
+    maps = document("maps", "east", "north", "up")
+    await keep(store, maps, EAST, NORTH, UP)
+    await keep(store, document("maps", "theirs", tenant="them"), UP)
+    assert await store.space("docs") == SPACE
+    index, vectors = await store.fetch("docs", "default", "maps") or (None, None)
+    assert index == maps
+    assert np.array_equal(vectors, np.stack([EAST, NORTH, UP]))
+    assert (await store.space("none"), await store.fetch("none", "default", "maps")) == (None, None)
+    assert await store.fetch("docs", "default", "gone") is None
+
+
 async def test_writing_twice_is_writing_once(store: Vectors):
     """An upsert replaces the chunks of the same document and number."""
     for text in ("first", "second"):
