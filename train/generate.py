@@ -18,9 +18,10 @@ from pathlib import Path
 from pydantic import Field, SecretStr
 
 from app.errors import InvalidRequest, NothingToLearn
-from app.messages import JsonSchema, Message, Strict
+from app.messages import Message, Strict
 from app.settings import Secrets
 from train import lines, stages
+from train.domain import Domain
 from train.lines import Line
 from train.quality import Quality, fault
 from train.stages import Outcome, Stage, Work
@@ -38,7 +39,7 @@ class Generate(Strict):
     system: str | None = None  # in front of prompts without a system prompt, and learnt with them
     temperature: float = Field(0.7, ge=0, le=2)
     max_tokens: int = Field(1024, ge=1)  # of an answer
-    json_schema: JsonSchema | None = None  # answers must be JSON that satisfies it
+    json_schema: Domain | None = None  # answers must be JSON that satisfies it: train/domain.py
     samples: int = Field(1, ge=1)  # answers to each prompt
     tries: int = Field(3, ge=1)  # for each answer, until it satisfies
     budget_tokens: int = Field(1_000_000, ge=1)  # prompts and answers together; no request is sent that may exceed it

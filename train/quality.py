@@ -15,6 +15,7 @@ import jsonschema
 from pydantic import Field
 
 from app.messages import JsonSchema, Message, Strict, Tool
+from train.domain import Domain
 from train.lines import Line, Preference
 
 ABLE = "assist|help with|provide|answer|fulfil|comply|do (?:that|this)|perform|access|browse|discuss|engage|offer|give"
@@ -43,7 +44,7 @@ class Quality(Strict):
     loops: bool = True
     truncated: bool = True
     tool_calls: bool = True  # must be of offered tools, with arguments that satisfy their schemas
-    json_schema: JsonSchema | None = None  # answers without calls must be JSON that satisfies it
+    json_schema: Domain | None = None  # answers without calls must be JSON that satisfies it: train/domain.py
     duplicates: float | None = Field(0.9, gt=0, le=1)  # Jaccard similarity of word 3-grams above which one of two goes
     redact: bool = True  # secrets and personal data: train/redact.py
 

@@ -8,32 +8,31 @@ from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 
-import mlflow
-from mlflow.entities import Metric
+from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
+
+SETTING = "MLFLOW_TRACKING_URI"  # which mlflow.set_tracking_uri sets, too: that would hold for other homes
 
 
 @cache
 def client(home: Path) -> MlflowClient:
     """A client of the tracking server; the embedded one's files are made if need be. Opened once: it takes a second."""
+    uri = os.environ.get(SETTING)
+    if uri:
+        return MlflowClient(uri)
     own = home / "mlflow"
-    uri = os.environ.get("MLFLOW_TRACKING_URI")
-    if not uri:
-        own.mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{own / 'mlflow.db'}"
-    mlflow.set_tracking_uri(uri)
-    return MlflowClient(uri)
+    own.mkdir(parents=True, exist_ok=True)
+    return MlflowClient(f"sqlite:///{own / 'mlflow.db'}")
 
 
 def begin(home: Path, experiment: str, name: str, parameters: Mapping[str, object]) -> str:
     """Open a run of an experiment, which is made if it is new. Returns the run's id."""
     tracker = client(home)
     found = tracker.get_experiment_by_name(experiment)
-    files = None if os.environ.get("MLFLOW_TRACKING_URI") else (home / "mlflow" / "artifacts").as_uri()
+    files = None if os.environ.get(SETTING) else (home / "mlflow" / "artifacts").absolute().as_uri()
     experiment_id = found.experiment_id if found else tracker.create_experiment(experiment, artifact_location=files)
     run = tracker.create_run(experiment_id, run_name=name)
-    for parameter, value in parameters.items():
-        tracker.log_param(run.info.run_id, parameter, value)
+    tracker.log_batch(run.info.run_id, params=[Param(name, str(value)) for name, value in parameters.items()])
     return str(run.info.run_id)
 
 
