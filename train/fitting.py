@@ -18,7 +18,6 @@ import transformers
 import trl
 from transformers import TrainerCallback
 
-from app.errors import Misconfigured
 from app.messages import Strict
 from train import attention
 from train.recipe import PROJECTIONS, Adapter, Recipe
@@ -191,11 +190,8 @@ def lora(adapter: Adapter) -> Any:
 
 def _by_unsloth(job: Job) -> tuple[Any, Any]:
     """The same by Unsloth, which patches transformers when it is imported."""
-    try:
-        from unsloth import FastLanguageModel  # type: ignore[import-not-found,unused-ignore]
-    except ImportError as error:
-        remedy = "pip install unsloth, which needs an NVIDIA GPU, or leave tune.accelerator out."
-        raise Misconfigured("tune.accelerator", "Unsloth is not installed", remedy) from error
+    from unsloth import FastLanguageModel  # type: ignore[import-not-found,unused-ignore]
+
     recipe, adapter = job.recipe, cast("Adapter", job.recipe.adapter)
     model, tokenizer = FastLanguageModel.from_pretrained(
         str(job.adapter or job.base), max_seq_length=recipe.window, load_in_4bit=recipe.quantise

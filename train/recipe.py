@@ -94,4 +94,6 @@ class Recipe(Strict):
                 )
         if self.accelerator == "unsloth" and (self.adapter is None or self.method == "dpo"):
             raise ValueError("the accelerator 'unsloth' is for supervised tuning of adapters")
+        if self.accelerator == "unsloth" and self.packing:
+            raise ValueError("the accelerator 'unsloth' has its own attention, which is not ours: packing: false")
         return self

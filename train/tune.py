@@ -7,6 +7,7 @@ altogether, by the same command. Of the checkpoints the one with the lowest vali
 this does not do: judge whether the adapter is any better (train/evaluate.py), or serve it.
 """
 
+import importlib.util
 import json
 import shutil
 import tempfile
@@ -16,7 +17,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from app.errors import InvalidRequest, NothingToLearn
+from app.errors import InvalidRequest, Misconfigured, NothingToLearn
 from train import base, lines, stages
 from train.recipe import Recipe
 from train.stages import Outcome, Stage, Work
@@ -31,6 +32,9 @@ HISTORY = "history.jsonl"
 def check(inputs: Mapping[str, Path], recipe: Recipe) -> None:
     """Raises within a second where there is no base, nothing to learn from, or only one kind of it."""
     base.present(recipe.base)
+    if recipe.accelerator is not None and importlib.util.find_spec(recipe.accelerator) is None:
+        remedy = f"pip install {recipe.accelerator}, which needs an NVIDIA GPU, or leave tune.accelerator out."
+        raise Misconfigured("tune.accelerator", f"{recipe.accelerator} is not installed", remedy)
     data = inputs["data"]
     if recipe.method == "dpo":
         _check_preferences(data / "preferences-train.jsonl", recipe)
@@ -242,6 +246,8 @@ def on_worker(config: dict[str, Any]) -> None:
     from ray import train
     from ray.train import Checkpoint
 
+    if config["recipe"]["accelerator"] == "unsloth":
+        import unsloth  # type: ignore[import-not-found,unused-ignore]  # noqa: F401  # before what it patches
     from train.fitting import Job, fit
 
     first = train.get_context().get_world_rank() == 0

@@ -34,6 +34,7 @@ def test_rates_depend_on_what_is_trained() -> None:
         ({"preset": "full"}, "which a quantised base has not"),
         ({"preset": "full", "quantise": False, "rank": 8}, "those of adapters"),
         ({"accelerator": "unsloth", "method": "dpo"}, "supervised tuning of adapters"),
+        ({"accelerator": "unsloth"}, "packing: false"),
         ({"rank": 0}, "greater than or equal to 1"),
         ({"ranks": 1}, "Extra inputs"),
     ],
