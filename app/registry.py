@@ -22,7 +22,7 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, JsonValue, TypeAdapter
 
-from app.desired import BARE, Adapter, Desired, Serving, Verdict
+from app.desired import BARE, Adapter, Desired, Serving, TrialKind, Verdict
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.messages import Strict
 from app.postgres import reaching_postgres
@@ -34,7 +34,7 @@ LIVE_S = 10.0  # a member that was silent for so long has ended
 READ_S = 10.0  # that a statement may take
 VERSION = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,62}")
 
-Kind = Literal["promote", "rollback"]
+Kind = TrialKind | Literal["promote", "rollback"]
 Part = Literal["gateway", "engine"]
 
 SERVINGS, ADAPTERS = TypeAdapter(tuple[Serving, ...]), TypeAdapter(tuple[Adapter, ...])
@@ -61,7 +61,11 @@ class Member(Strict):
 
 
 class Change(Strict):
-    """One line of the history. version answers since then, before answered until then; None is the bare base."""
+    """One line of the history. version answers since then, before answered until then; None is the bare base.
+
+    canary, shadow: version is on trial since then, with that share. A rollback that ends a trial goes from it (before)
+    to the champion (version), which answered all the time.
+    """
 
     revision: int
     at: datetime
@@ -71,6 +75,7 @@ class Change(Strict):
     before: str | None
     forced: bool
     reason: str | None
+    share: float | None = None
 
 
 @dataclass
@@ -83,16 +88,20 @@ class Editing:
 
     async def of(self, model: str) -> Serving:
         """What is served of a model at this moment."""
-        row = await self.connection.fetchrow(SQL["serving"], model)
-        return Serving(model=model) if row is None else Serving(**row)
+        found = await self.connection.fetchval(SQL["serving"], model)
+        return Serving(model=model) if found is None else Serving.model_validate_json(found)
 
     async def stage(self, model: str, version: str | None) -> None:
         """Have every engine load a version; None: none."""
         await self.connection.execute(SQL["stage"], model, version)
 
-    async def serve(self, model: str, version: str | None, previous: str | None) -> None:
-        """Let a version answer for the model's name, and keep another one loaded."""
-        await self.connection.execute(SQL["serve"], model, version, previous)
+    async def serve(self, serving: Serving) -> None:
+        """Let a version answer for the model's name, keep another one loaded, and have one on trial or none."""
+        await self.connection.execute(SQL["serve"], serving.model, serving.champion, serving.previous)
+        await self.connection.execute(SQL["end_trial"], serving.model)
+        if trial := serving.trial:
+            values = trial.version, trial.kind, trial.share, trial.since
+            await self.connection.execute(SQL["try_out"], serving.model, *values)
 
     async def note(
         self,
@@ -103,9 +112,10 @@ class Editing:
         *,
         forced: bool = False,
         reason: str | None = None,
+        share: float | None = None,
     ) -> None:
         """Write a line of the history."""
-        await self.connection.execute(SQL["note"], self.revision, kind, model, version, before, forced, reason)
+        await self.connection.execute(SQL["note"], self.revision, kind, model, version, before, forced, reason, share)
 
 
 class Registry:
@@ -175,7 +185,9 @@ class Registry:
         """Serve an adapter no longer; its name stays taken. Raises NotFound, Conflict where it is kept loaded."""
         async with self.change() as editing:
             if version in (await editing.of(model)).resident:
-                message = f"{model}@{version} is served, or kept for a rollback. Promote another version first."
+                message = (
+                    f"{model}@{version} is served, on trial, or kept for a rollback. Promote another version first."
+                )
                 raise Conflict(message)
             if await editing.connection.fetchval(SQL["retire"], model, version) is None:
                 raise NotFound("adapter", f"{model}@{version}")

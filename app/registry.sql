@@ -4,7 +4,14 @@ select coalesce(max(revision), 0) from serving_revision
 -- desired: all of it at one moment
 select
     (select coalesce(max(revision), 0) from serving_revision) as revision,
-    (select coalesce(jsonb_agg(to_jsonb(s) order by s.model), '[]') from serving s)::text as servings,
+    (
+        select coalesce(
+            jsonb_agg(to_jsonb(s) || jsonb_build_object(
+                'trial', (select to_jsonb(t) - 'model' from trials t where t.model = s.model)
+            ) order by s.model), '[]'
+        )
+        from serving s
+    )::text as servings,
     (
         select coalesce(jsonb_agg(to_jsonb(a) - 'retired_at' - 'details' order by a.created_at, a.version), '[]')
         from adapters a where retired_at is null
@@ -16,14 +23,14 @@ on conflict (one) do update set revision = serving_revision.revision + 1
 returning revision
 
 -- note: say who changed what
-insert into serving_changes (revision, kind, model, version, before, forced, reason)
-values ($1, $2, $3, $4, $5, $6, $7)
+insert into serving_changes (revision, kind, model, version, before, forced, reason, share)
+values ($1, $2, $3, $4, $5, $6, $7, $8)
 
 -- notify: tell every process
 select pg_notify('mindfu_serving', $1::text)
 
 -- changes: of a model, the latest first
-select revision, at, kind, model, version, before, forced, reason
+select revision, at, kind, model, version, before, forced, reason, share
 from serving_changes where model = $1 order by revision desc limit $2
 
 -- add: keep an adapter; no row when its name was used already
@@ -42,7 +49,10 @@ update adapters set verdict = $3, reasons = $4 where model = $1 and version = $2
 update adapters set retired_at = coalesce(retired_at, now()) where model = $1 and version = $2 returning version
 
 -- serving: what is served of a model
-select model, champion, previous, staged from serving where model = $1
+select (
+    to_jsonb(s) || jsonb_build_object('trial', (select to_jsonb(t) - 'model' from trials t where t.model = s.model))
+)::text
+from serving s where s.model = $1
 
 -- stage: have an adapter loaded
 insert into serving (model, staged) values ($1, $2)
@@ -51,6 +61,12 @@ on conflict (model) do update set staged = excluded.staged
 -- serve: let an adapter answer
 insert into serving (model, champion, previous) values ($1, $2, $3)
 on conflict (model) do update set champion = excluded.champion, previous = excluded.previous, staged = null
+
+-- end_trial: have no adapter on trial
+delete from trials where model = $1
+
+-- try_out: have an adapter on trial
+insert into trials (model, version, kind, share, since) values ($1, $2, $3, $4, $5)
 
 -- report: say that one is alive, and what it holds
 insert into serving_members (id, part, revision, models) values ($1, $2, $3, $4)

@@ -176,6 +176,22 @@ class GatewaySettings(Strict):
     cors_origins: tuple[str, ...] = ()  # web pages that may call, like https://chat.example.org
 
 
+class WatchSettings(Strict):
+    """Taking back adapters that do worse than what they replaced. Shares from 0 to 1; a rise counts where it is certain
+    (three standard errors).
+    """
+
+    enabled: bool = True
+    every_s: float = Field(5.0, gt=0)
+    hours: float = Field(
+        24.0, gt=0
+    )  # that a promotion is watched, and that it is compared with before; a trial: always
+    min_turns: int = Field(20, ge=1)  # answers, below which nothing is said of them
+    max_error_rise: float = Field(0.05, ge=0, le=1)  # of the share that failed or did not end
+    min_ratings: int = Field(10, ge=1)  # rated or corrected answers, of both
+    max_dislike_rise: float = Field(0.1, ge=0, le=1)  # of the share of these that is rated below 0, or just corrected
+
+
 class Settings(Strict):
     """The arguments of `deployments.graph:build`."""
 
@@ -184,6 +200,7 @@ class Settings(Strict):
     rag: RagSettings = RagSettings()
     documents: DocumentSettings = DocumentSettings()
     gateway: GatewaySettings = GatewaySettings()
+    watch: WatchSettings = WatchSettings()
 
 
 class Secrets(Strict):
@@ -202,7 +219,7 @@ class Secrets(Strict):
         return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
 
 
-class Client(Strict):
+class ClientSettings(Strict):
     """Where commands find a server that is not of this home."""
 
     url: str | None = None  # MINDFU_URL

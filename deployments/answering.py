@@ -11,6 +11,7 @@ from contextlib import aclosing, asynccontextmanager
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
+from uuid import uuid4
 
 from ray.serve.handle import DeploymentHandle
 
@@ -28,6 +29,7 @@ from app.shelves import Shelved
 from deployments.calls import call, stream
 from deployments.metrics import Metrics
 from deployments.recall import Recall
+from deployments.shadowing import Shadows
 
 OPTIONS = frozenset({
     "tools", "tool_choice", "parallel_tool_calls", "response_format", "thinking", "n", "logprobs",
@@ -80,12 +82,17 @@ class Draft:
     sources: tuple[Passage, ...]
     started: float  # performance counter
     created_at: datetime
+    turn_id: str = field(default_factory=lambda: str(uuid4()))
     first_token_s: float | None = None
     deltas: list[Delta] = field(default_factory=list)
 
 
 class Answering:
-    """Answers requests through the LLM, the retriever and the recorder. adapter: what answers for a model's name."""
+    """Answers requests through the LLM, the retriever and the recorder.
+
+    adapter: what answers for a model's name in a conversation, None where nobody knows which one it is. shadows: ask
+    adapters on trial the same again.
+    """
 
     def __init__(
         self,
@@ -97,9 +104,10 @@ class Answering:
         metrics: Metrics,
         limiter: Limiter | None = None,
         *,
-        adapter: Callable[[str], str | None] = lambda _: None,
+        adapter: Callable[[str, str | None], str | None] = lambda _model, _conversation: None,
+        shadows: Shadows | None = None,
     ) -> None:
-        self.limiter, self.adapter = limiter, adapter
+        self.limiter, self.adapter, self.shadows = limiter, adapter, shadows
         self.llm, self.recall, self.recorder = llm, Recall(retriever, recorder), recorder
         self.rag, self.timeout_s, self.metrics = rag, timeout_s, metrics
         self.background: set[asyncio.Task[Any]] = set()  # recordings that outlive their request
@@ -112,7 +120,8 @@ class Answering:
         deadline = asyncio.get_running_loop().time() + self.timeout_s
         async with self._in_time(deadline):
             draft = await self._prepare(ask)
-        adapter = self.adapter(ask.generate.model)  # from here on; a promotion meanwhile changes nothing
+        conversation = _conversation(ask, draft.place)
+        adapter = self.adapter(ask.generate.model, conversation)  # from here on; a promotion meanwhile changes nothing
         ask = replace(ask, generate=ask.generate.model_copy(update={"adapter": adapter}))
         prompt = ask.generate.model_copy(
             update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
@@ -146,10 +155,14 @@ class Answering:
                 recording = self._in_background(self._record(ask, draft, status, done, error))
         assert recording is not None
         await asyncio.shield(recording)
+        if self.shadows:
+            self.shadows.follow(prompt, conversation, draft.turn_id)
         yield done
 
     async def close(self) -> None:
         """Wait for the recordings that are under way."""
+        if self.shadows:
+            await self.shadows.close()
         await asyncio.gather(*self.background, return_exceptions=True)
 
     @asynccontextmanager
@@ -238,6 +251,7 @@ class Answering:
             messages = (Message(role="user", content=request.prompt),)
         first, *others = gather(draft.deltas, request.n)
         turn = Turn(
+            id=draft.turn_id,
             request_id=request.request_id,
             tenant=request.tenant,
             conversation_id=draft.place.conversation_id if draft.place else ask.conversation_id,
@@ -273,6 +287,12 @@ class Answering:
         self.background.add(task)
         task.add_done_callback(self.background.discard)
         return task
+
+
+def _conversation(ask: Ask, place: Place | None) -> str | None:
+    """What a request belongs to, by its id; a bare prompt to itself alone. None: PostgreSQL is away."""
+    alone = ask.generate.request_id if ask.generate.prompt is not None else None
+    return place.conversation_id if place else ask.conversation_id or alone
 
 
 def _of_files(found: Sequence[Passage], within: Within) -> tuple[Passage, ...]:

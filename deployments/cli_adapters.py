@@ -6,13 +6,13 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from app.desired import Desired
+from app.desired import BARE, Desired, TrialKind
 from app.errors import InvalidRequest, MindFuError, NotFound
 from app.postgres import open_pool
-from app.promotion import Promoted, promote, rollback
+from app.promotion import Promoted, promote, rollback, try_out
 from app.registry import Registry, digest, split_name
 from app.settings import Secrets, home
 
@@ -27,19 +27,27 @@ def add(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None
     adding.add_argument("name", metavar="MODEL@VERSION")
     adding.add_argument("file", type=Path)
     adding.set_defaults(action=_add)
+    telling = verbs.add_parser("history", help="who answered when, and why")
+    telling.add_argument("name", metavar="MODEL")
+    telling.set_defaults(action=_history)
     retiring = verbs.add_parser("retire", help="serve an adapter no longer; its name stays taken")
     retiring.add_argument("name", metavar="MODEL@VERSION")
     retiring.set_defaults(action=_retire)
     promoting = commands.add_parser("promote", help="let an adapter answer for its model's name")
     promoting.add_argument("name", metavar="MODEL@VERSION")
     promoting.add_argument("--force", action="store_true", help="although its gates did not pass it; this is recorded")
+    trial = promoting.add_mutually_exclusive_group()
+    trial.add_argument(
+        "--canary", type=float, metavar="SHARE", help="try it: let it answer this share of conversations"
+    )
+    trial.add_argument("--shadow", type=float, metavar="SHARE", help="try it: ask it the same, for nobody to see")
     promoting.set_defaults(action=_promote)
-    back = commands.add_parser("rollback", help="let the adapter before answer again")
+    back = commands.add_parser("rollback", help="end a trial, or let the adapter before answer again")
     back.add_argument("name", metavar="MODEL", nargs="?", help="may be left out where one model has adapters")
     back.set_defaults(action=_rollback)
     for command in (promoting, back):
         command.add_argument("--reason", help="for the history")
-    for command in (listing, adding, retiring, promoting, back):
+    for command in (listing, adding, telling, retiring, promoting, back):
         command.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -49,13 +57,15 @@ def _list(options: argparse.Namespace) -> int:
         if options.json:
             print(desired.model_dump_json())
             return
-        head = ("ADAPTER", "STATE", "GATES", "MB", "CREATED")
-        rows = [head, *_rows(desired)]
-        widths = [max(len(row[column]) for row in rows) for column in range(len(head))]
-        for row in rows:
-            print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        _table(("ADAPTER", "STATE", "GATES", "MB", "CREATED"), _rows(desired))
 
     return _run(work)
+
+
+def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> None:
+    widths = [max(len(row[column]) for row in (head, *rows)) for column in range(len(head))]
+    for row in (head, *rows):
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
 def _rows(desired: Desired) -> list[tuple[str, ...]]:
@@ -63,6 +73,8 @@ def _rows(desired: Desired) -> list[tuple[str, ...]]:
     for adapter in desired.adapters:
         serving = desired.of(adapter.model)
         states = {serving.staged: "staged", serving.previous: "previous", serving.champion: "champion"}
+        if trial := serving.trial:
+            states[trial.version] = f"{trial.kind} {trial.share:.0%}"
         rows.append((
             adapter.name,
             states.get(adapter.version, ""),
@@ -92,6 +104,27 @@ def _add(options: argparse.Namespace) -> int:
     return _run(work)
 
 
+def _history(options: argparse.Namespace) -> int:
+    async def work(registry: Registry) -> None:
+        changes = await registry.changes(options.name)
+        if options.json:
+            print(json.dumps([change.model_dump(mode="json") for change in changes]))
+            return
+        rows = [
+            (
+                f"{change.at:%Y-%m-%d %H:%M}",
+                change.kind + (f" {change.share:.0%}" if change.share else ""),
+                f"{change.before or BARE} → {change.version or BARE}",
+                "forced" if change.forced else "",
+                change.reason or "",
+            )
+            for change in changes
+        ]
+        _table(("AT", "WHAT", "FROM → TO", "GATES", "REASON"), rows)
+
+    return _run(work)
+
+
 def _retire(options: argparse.Namespace) -> int:
     async def work(registry: Registry) -> None:
         model, version = split_name(options.name)
@@ -104,11 +137,23 @@ def _retire(options: argparse.Namespace) -> int:
 def _promote(options: argparse.Namespace) -> int:
     async def work(registry: Registry) -> None:
         model, version = split_name(options.name)
-        done = await promote(registry, model, version, force=options.force, reason=options.reason)
+        done = await _begun(registry, model, version, options)
         _tell(done, json_=options.json)
         await _mirror(registry)
 
     return _run(work)
+
+
+async def _begun(registry: Registry, model: str, version: str, options: argparse.Namespace) -> Promoted:
+    how = {"force": options.force, "reason": options.reason}
+    wanted: tuple[tuple[TrialKind, float | None], ...] = (("canary", options.canary), ("shadow", options.shadow))
+    for kind, share in wanted:
+        if share is not None:
+            if not 0 < share <= 1:
+                message = f"--{kind} {share:g}: a share of the conversations is above 0 and at most 1."
+                raise InvalidRequest(message, kind)
+            return await try_out(registry, model, version, kind, share, **how)
+    return await promote(registry, model, version, **how)
 
 
 def _rollback(options: argparse.Namespace) -> int:
@@ -144,6 +189,8 @@ def _tell(done: Promoted, *, json_: bool) -> None:
         print(done.model_dump_json())
         return
     who = f"{done.model}@{done.champion}" if done.champion else f"the bare base of {done.model}"
+    if trial := done.trial:
+        who += f" (and {trial.version} as a {trial.kind} of {trial.share:.0%})"
     if not done.engines:
         print(f"{who} will answer for {done.model} as soon as a server runs: none does now.")
         return

@@ -20,7 +20,7 @@ from ray.serve.handle import DeploymentHandle
 
 from app.conversations import Conversations
 from app.dialects import openai
-from app.errors import MindFuError, ModelNotFound
+from app.errors import MindFuError, ModelNotFound, Unavailable
 from app.feedback import FeedbackStore
 from app.following import Follower
 from app.keyring import Keyring
@@ -31,6 +31,8 @@ from app.registry import Registry
 from app.responses import Responses
 from app.settings import Secrets, Settings
 from app.shelves import Shelves
+from app.trials import Trials
+from app.watching import Watch
 from deployments.answering import Answering
 from deployments.calls import call
 from deployments.config import beyond_loopback, require_key_beyond_loopback
@@ -48,6 +50,7 @@ from deployments.routes import (
     responses,
     vector_stores,
 )
+from deployments.shadowing import Shadows
 
 HEALTH_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
@@ -65,6 +68,8 @@ class Gateway:
     cards: dict[str, ModelCard]  # by name, the main one first
     registry: Registry
     follower: Follower
+    trials: Trials
+    watch: Watch
     keyring: Keyring
     limiter: Limiter
     embedder_name: str
@@ -97,10 +102,19 @@ class Gateway:
             raise ModelNotFound(model, self.names)
         return self.settings.llm.name if model in self.settings.llm.aliases else model
 
-    def adapter(self, name: str) -> str | None:
-        """The adapter version that answers for a served name at this moment, None: the bare base."""
+    def adapter(self, name: str, conversation: str | None = None) -> str | None:
+        """The adapter version that answers for a served name in a conversation at this moment, None: the bare base."""
+        root, suffix = self._parts(name)
+        return self.follower.desired.answering(root, suffix, conversation)
+
+    def shadow(self, name: str, conversation: str | None) -> str | None:
+        """The adapter version that is to be asked the same again, for nobody to see."""
+        root, suffix = self._parts(name)
+        return None if suffix else self.follower.desired.trying(root, "shadow", conversation)
+
+    def _parts(self, name: str) -> tuple[str, str]:
         root, served = self.root(name), self.served(name)
-        return self.follower.desired.answering(root, served.removeprefix(root).removeprefix(":"))
+        return root, served.removeprefix(root).removeprefix(":")
 
     def fingerprint(self, request: Generate, adapter: str | None) -> str:
         """What answers this request: see `openai.fingerprint`."""
@@ -186,17 +200,33 @@ class Gateway:
             )
             self.limiter = Limiter(recorder.pool, timeout_s)
             self.registry = Registry(recorder.pool, self.home)
+            self.trials = Trials(recorder.pool)
+            self.watch = Watch(self.registry, self.trials, self.settings.watch)
             self.follower = Follower("gateway", self.registry)
             await self.follower.start()
             self.answering = Answering(
                 self.llm, self.retriever, recorder, self.settings.rag, timeout_s, self.metrics, self.limiter,
-                adapter=self.adapter,
+                adapter=self.adapter, shadows=Shadows(self.llm, self.trials, self.shadow, timeout_s, self.metrics),
             )  # fmt: skip
+            watching = asyncio.create_task(self._watch(), name="watch what is new")
             try:
                 yield
             finally:
+                watching.cancel()
+                await asyncio.gather(watching, return_exceptions=True)
                 await self.follower.close()
                 await self.answering.close()
+
+    async def _watch(self) -> None:
+        """Take back what does worse than what it replaced, as long as the gateway is open."""
+        while self.settings.watch.enabled:
+            await asyncio.sleep(self.settings.watch.every_s)
+            try:
+                await self.watch.look(self.follower.desired)
+            except Unavailable:
+                continue  # nothing can be said, and nobody can be told
+            except Exception:  # the loop's edge: the next look must not be missed
+                log.exception("looking at what is new failed")
 
     @asynccontextmanager
     async def _lifespan(self, _: FastAPI) -> AsyncIterator[None]:

@@ -3,75 +3,31 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import asyncpg
 import httpx
 import pytest
-from engines import alphabet_model
 from gguf_factory import constant_adapter, random_adapter
 
-from app.registry import Registry
-from app.settings import LLMSettings, Settings
 from deployments.llama_cpp import LlamaCpp
-from tests.gateway import Whole, whole
+from tests.champions import LETTERS, Served, make, serving, settings
 
 pytestmark = pytest.mark.integration
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz"
-LETTERS = {"v1": "x", "v2": "y", "v3": "z"}
-
-
-@dataclass
-class Served:
-    """A gateway and an engine behind it, with three adapters that say one letter each."""
-
-    gateway: Whole
-    replica: LlamaCpp
-    registry: Registry
-    http: httpx.AsyncClient
-
-    async def said(self, model: str, tokens: int = 5) -> str:
-        """Of a chat that must succeed."""
-        answer = await self.chat(model, tokens)
-        assert answer.status_code == 200, answer.text
-        text: str = answer.json()["choices"][0]["message"]["content"]
-        return text
-
-    async def chat(self, model: str, tokens: int = 5) -> httpx.Response:
-        messages = [{"role": "user", "content": "hi"}]
-        body = {"model": model, "messages": messages, "temperature": 0, "max_tokens": tokens, "rag": False}
-        return await self.http.post("/v1/chat/completions", json=body)
-
-    async def loaded(self) -> tuple[str, ...]:
-        return (await self.replica.card()).adapters
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("adapters")
-    alphabet_model(folder / "base.gguf")
-    for version, letter in LETTERS.items():
-        constant_adapter(folder / f"{version}.gguf", ord(letter))
-    return folder
-
-
-def settings(folder: Path) -> LLMSettings:
-    return LLMSettings(model=str(folder / "base.gguf"), window=256, adapters=1, threads=1, speculation=0)
+    return make(tmp_path_factory.mktemp("adapters"))
 
 
 @pytest.fixture
 async def served(folder: Path, postgres_home: Path, pool: asyncpg.Pool) -> AsyncIterator[Served]:
-    registry = Registry(pool, postgres_home)
-    for version in LETTERS:
-        await registry.add("mindfu-demo", version, folder / f"{version}.gguf", verdict="passed")
-    replica = LlamaCpp(settings(folder), postgres_home, follow=True)
-    await replica.check_health()
-    async with whole(postgres_home, Settings(llm=settings(folder)), llm=replica) as gateway, gateway.http() as http:
-        yield Served(gateway, replica, registry, http)
-    replica.close()
+    async with serving(folder, postgres_home, pool) as served:
+        yield served
 
 
 async def test_each_name_is_answered_by_what_it_names(served: Served):
