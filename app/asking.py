@@ -91,18 +91,28 @@ class Asking:
         self._http.close()
 
     def ask(
-        self, method: str, path: str, *, repeatable: bool | None = None, tries: int = TRIES, **request: Any
+        self,
+        method: str,
+        path: str,
+        *,
+        repeatable: bool | None = None,
+        tries: int = TRIES,
+        accept: int | None = None,
+        **request: Any,
     ) -> httpx.Response:
         """A successful answer. repeatable: nothing happens twice if it is sent twice; None goes by the method.
 
-        request: as httpx takes it. Raises Unavailable; Answered where the server refuses.
+        accept: a status that is an answer, too. request: as httpx takes it. Raises Unavailable; Answered where the
+        server refuses.
         """
-        return self._ask(method, path, stream=False, repeatable=repeatable, tries=tries, **request)
+        again = method in REPEATABLE if repeatable is None else repeatable
+        return self._retrying(tries)(self._once, method, path, stream=False, again=again, accept=accept, **request)
 
     @contextmanager
     def stream(self, method: str, path: str, **request: Any) -> Iterator[httpx.Response]:
         """The same with a body that is still to be read. Its end that never comes is Unavailable, too."""
-        answer = self._ask(method, path, stream=True, repeatable=None, tries=TRIES, **request)
+        again = method in REPEATABLE
+        answer = self._retrying(TRIES)(self._once, method, path, stream=True, again=again, accept=None, **request)
         try:
             yield answer
         except httpx.TransportError as error:
@@ -110,11 +120,8 @@ class Asking:
         finally:
             answer.close()
 
-    def _ask(
-        self, method: str, path: str, *, stream: bool, repeatable: bool | None, tries: int, **request: Any
-    ) -> httpx.Response:
-        again = method in REPEATABLE if repeatable is None else repeatable
-        retrying = Retrying(
+    def _retrying(self, tries: int) -> Retrying:
+        return Retrying(
             retry=retry_if_exception_type(NotNow),
             wait=_pause_s,
             stop=stop_after_attempt(tries),
@@ -122,9 +129,10 @@ class Asking:
             before_sleep=self._tell,
             reraise=True,
         )
-        return retrying(self._once, method, path, stream=stream, again=again, **request)
 
-    def _once(self, method: str, path: str, *, stream: bool, again: bool, **request: Any) -> httpx.Response:
+    def _once(
+        self, method: str, path: str, *, stream: bool, again: bool, accept: int | None, **request: Any
+    ) -> httpx.Response:
         try:
             answer = self._http.send(self._http.build_request(method, path, **request), stream=stream)
             if not answer.is_success:
@@ -136,7 +144,7 @@ class Asking:
         except httpx.TransportError as error:
             failed = self._failed(error)
             raise (NotNow(failed.reason) if again else failed) from error
-        if answer.is_success:
+        if answer.is_success or answer.status_code == accept:
             return answer
         answer.close()
         if answer.status_code not in BUSY:
