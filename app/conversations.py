@@ -29,10 +29,12 @@ from app.nul import hide, show
 from app.postgres import reaching_postgres
 from app.prompt import augment
 from app.queries import queries
+from app.truncation import without_first
 from app.turn_rows import (
     MESSAGES,
     RESENT,
     columns,
+    dropped,
     feedback,
     messages_json,
     passages,
@@ -178,7 +180,7 @@ class Conversations:
             messages, turn = await asked(connection, tenant, wanted)
         if turn is None:
             raise NotFound("turn", turn_id)
-        return augment(messages, passages(turn), turn["placement"])
+        return augment(without_first(messages, dropped(turn)), passages(turn), turn["placement"])
 
     @asynccontextmanager
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:

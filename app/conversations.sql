@@ -76,7 +76,7 @@ with recursive path as (
     union all
     select turns.* from turns join path on turns.id = path.parent_id
 )
-select id, messages, resent, answer, sources, placement from path order by depth
+select id, messages, resent, answer, sources, placement, extras from path order by depth
 
 -- system_prompts: of a turn, in their order
 select position, name, text from system_prompts join texts using (sha256) where turn_id = $1 order by position

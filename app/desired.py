@@ -15,6 +15,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field, JsonValue
 
+from app.control import Control
 from app.messages import Strict
 
 BARE = "base"  # `<model>:base`
@@ -80,6 +81,7 @@ class Desired(Strict):
     revision: int = 0  # nothing was ever changed
     servings: tuple[Serving, ...] = ()
     adapters: tuple[Adapter, ...] = ()
+    control: Control = Control()
 
     def of(self, model: str) -> Serving:
         """What is served of a model."""

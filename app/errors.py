@@ -259,7 +259,7 @@ class RateLimited(MindFuError):
 
 
 class ScopeMissing(MindFuError):
-    """A key is not for this."""
+    """A key is not for this. has: the scopes of the key; empty: none came."""
 
     status, code = 403, "insufficient_scope"
 
@@ -268,7 +268,10 @@ class ScopeMissing(MindFuError):
         self.scope, self.has = scope, has
 
     def __str__(self) -> str:
-        return f"This needs a key with the scope '{self.scope}'; yours has {', '.join(self.has)}."
+        needed = f"This needs a key with the scope '{self.scope}'"
+        if self.has:
+            return f"{needed}; yours has {', '.join(self.has)}."
+        return f"{needed}, and none came. `mindfu keys create --scope {self.scope}` makes one."
 
 
 class EngineFailed(MindFuError):

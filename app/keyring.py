@@ -28,11 +28,12 @@ MOST_REMEMBERED = 10_000
 
 @dataclass(frozen=True)
 class Caller:
-    """Who calls. key: None for MINDFU_API_KEY, and for this machine where there are no keys."""
+    """Who calls. key: None for MINDFU_API_KEY, and for this machine where there are no keys: then it is anonymous."""
 
     tenant: str = "default"
     scopes: frozenset[Scope] = frozenset(SCOPES)
     key: Key | None = None
+    anonymous: bool = False
 
     @property
     def key_id(self) -> str | None:

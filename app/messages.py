@@ -221,6 +221,24 @@ class ModelCard(Strict):
     adapters: tuple[str, ...] = ()
 
 
+class ModelFile(Strict):
+    """Where a model comes from. source: as the settings have it; file: its name; layers: on GPUs, -1 is all.
+
+    exists: it is on the machine of the replica. size, memory (weights, cache and buffers): bytes, None where the file
+    is not here or cannot be read.
+    """
+
+    name: str
+    source: str
+    file: str
+    exists: bool
+    size: int | None
+    memory: int | None
+    layers: int
+    description: str
+    recommended: bool
+
+
 class Search(Strict):
     """Find passages. min_score: cosine similarity, below which a passage is dropped.
 

@@ -22,6 +22,7 @@ from uuid import UUID
 import asyncpg
 from pydantic import Field, JsonValue, TypeAdapter
 
+from app.control import Control
 from app.desired import BARE, Adapter, Desired, Serving, TrialKind, Verdict
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.messages import Strict
@@ -42,10 +43,15 @@ DETAILS: TypeAdapter[dict[str, JsonValue]] = TypeAdapter(dict[str, JsonValue])
 
 
 class Holding(Strict):
-    """What an engine holds of one model that it has loaded. failed: versions that do not load, and why."""
+    """What an engine holds of one model that it has loaded. failed: versions that do not load, and why.
+
+    layers: on GPUs; refused: why it is not as many as are wanted.
+    """
 
     loaded: tuple[str, ...] = ()
     failed: dict[str, str] = Field(default_factory=dict)
+    layers: int = 0
+    refused: str = ""
 
 
 Holdings = dict[str, Holding]  # by model
@@ -132,6 +138,7 @@ class Registry:
             revision=row["revision"],
             servings=SERVINGS.validate_json(row["servings"]),
             adapters=ADAPTERS.validate_json(row["adapters"]),
+            control=Control.model_validate_json(row["control"]),
         )
 
     async def add(

@@ -15,7 +15,8 @@ select
     (
         select coalesce(jsonb_agg(to_jsonb(a) - 'retired_at' - 'details' order by a.created_at, a.version), '[]')
         from adapters a where retired_at is null
-    )::text as adapters
+    )::text as adapters,
+    coalesce((select (to_jsonb(c) - 'one')::text from serving_control c), '{}') as control
 
 -- change: count a change of the desired state, which keeps other changes waiting to the end of the transaction
 insert into serving_revision (revision) values (1)

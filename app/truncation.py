@@ -5,6 +5,13 @@ from collections.abc import Sequence
 from app.messages import Message
 
 
+def without_first(messages: Sequence[Message], count: int) -> tuple[Message, ...]:
+    """The chat without so many of its oldest messages, system prompts not counted and not left out."""
+    spoken = [index for index, message in enumerate(messages) if message.role != "system"]
+    left_out = frozenset(spoken[:count])
+    return tuple(message for index, message in enumerate(messages) if index not in left_out)
+
+
 def without_oldest(messages: Sequence[Message], tokens: Sequence[int], excess: int) -> tuple[Message, ...]:
     """The chat without its oldest turns, as many as hold the excess; system prompts and the last turn always stay.
 

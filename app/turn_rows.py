@@ -8,7 +8,7 @@ from pydantic import JsonValue, TypeAdapter
 
 from app.messages import Message, Passage, Sampling, Timings, Usage
 from app.nul import hide, hide_json, show, show_json
-from app.turns import ConversationSummary, Feedback, RecordedTurn, Turn
+from app.turns import DROPPED, ConversationSummary, Feedback, RecordedTurn, Turn
 
 T = TypeVar("T")
 
@@ -33,6 +33,12 @@ def path_messages(path: Iterable[asyncpg.Record]) -> tuple[Message, ...]:
 def passages(row: asyncpg.Record) -> tuple[Passage, ...]:
     """The sources of a turn."""
     return load(PASSAGES, row["sources"])
+
+
+def dropped(row: asyncpg.Record) -> int:
+    """How many of the oldest messages the model was not shown."""
+    found = load(EXTRAS, row["extras"]).get(DROPPED, 0)
+    return found if isinstance(found, int) else 0
 
 
 def columns(turn: Turn) -> tuple[object, ...]:

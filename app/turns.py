@@ -14,6 +14,8 @@ from app.prompt import Placement
 TurnStatus = Literal["complete", "truncated", "cancelled", "failed"]
 
 
+DROPPED = "dropped_messages"  # of the extras: so many of the oldest messages were not shown to the model
+
 UuidText = Annotated[str, AfterValidator(lambda text: str(UUID(text)))]
 
 

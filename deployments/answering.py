@@ -26,6 +26,8 @@ from app.prompt import augment, source_text, sources_block, within_budget
 from app.recorder import Recorder
 from app.settings import RagSettings
 from app.shelves import Shelved
+from app.truncation import without_first
+from app.turns import DROPPED
 from deployments.calls import call, stream
 from deployments.metrics import Metrics
 from deployments.recall import Recall
@@ -51,7 +53,10 @@ class Within:
 
 @dataclass(frozen=True)
 class Ask:
-    """A parsed request. rag: None takes the settings. key: it came with; extras: what is only kept with the turn."""
+    """A parsed request. rag: None takes the settings. key: it came with; extras: what is only kept with the turn.
+
+    dropped: so many of the oldest messages belong to the conversation, and the model is not shown them.
+    """
 
     generate: Generate
     rag: bool | RagOptions | None = None
@@ -60,6 +65,12 @@ class Ask:
     client: str | None = None
     key: Key | None = None
     extras: dict[str, Any] = field(default_factory=dict)
+    dropped: int = 0
+
+    @property
+    def shown(self) -> tuple[Message, ...]:
+        """The messages that the model is shown, without passages."""
+        return without_first(self.generate.messages, self.dropped) if self.dropped else self.generate.messages
 
 
 @dataclass(frozen=True)
@@ -123,9 +134,7 @@ class Answering:
         conversation = _conversation(ask, draft.place)
         adapter = self.adapter(ask.generate.model, conversation)  # from here on; a promotion meanwhile changes nothing
         ask = replace(ask, generate=ask.generate.model_copy(update={"adapter": adapter}))
-        prompt = ask.generate.model_copy(
-            update={"messages": augment(ask.generate.messages, draft.sources, self.rag.placement)}
-        )
+        prompt = ask.generate.model_copy(update={"messages": augment(ask.shown, draft.sources, self.rag.placement)})
         status: TurnStatus = "cancelled"
         done, error, opened, refused = None, None, False, False
         recording: asyncio.Task[None] | None = None
@@ -183,7 +192,8 @@ class Answering:
             place, found = await asyncio.gather(locating, self.metrics.timed("retrieve", self._retrieve(search)))
         if ask.within is not None:
             found = _of_files(found, ask.within)
-        return Draft(place, await self._fitting(ask.generate, found), started, created_at)
+        asked = ask.generate.model_copy(update={"messages": ask.shown})
+        return Draft(place, await self._fitting(asked, found), started, created_at)
 
     async def _locate(self, ask: Ask) -> Place | None:
         request = ask.generate
@@ -272,7 +282,11 @@ class Answering:
             finish_reason=done.finish_reason if done else None,
             status=status,
             error=error,
-            extras=ask.extras | _options(request) | _alternatives(others) | ({"key_id": ask.key.id} if ask.key else {}),
+            extras=ask.extras
+            | _dropped(ask)
+            | _options(request)
+            | _alternatives(others)
+            | ({"key_id": ask.key.id} if ask.key else {}),
             created_at=draft.created_at,
         )
         self.metrics.answered(status, done.usage if done else None)
@@ -302,6 +316,10 @@ def _of_files(found: Sequence[Passage], within: Within) -> tuple[Passage, ...]:
         for passage in found
         if (file := within.files.get(passage.document_id)) and passage.score >= (within.least or 0.0)
     )
+
+
+def _dropped(ask: Ask) -> dict[str, Any]:
+    return {DROPPED: ask.dropped} if ask.dropped else {}
 
 
 def _options(request: Generate) -> dict[str, Any]:

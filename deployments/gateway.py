@@ -15,6 +15,7 @@ from typing import Any
 from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
+from ray import serve
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
@@ -29,6 +30,7 @@ from app.messages import Generate, ModelCard
 from app.recorder import Recorder
 from app.registry import Registry
 from app.responses import Responses
+from app.sessions import Sessions
 from app.settings import Secrets, Settings
 from app.shelves import Shelves
 from app.trials import Trials
@@ -39,6 +41,7 @@ from deployments.config import beyond_loopback, require_key_beyond_loopback
 from deployments.guard import TOLD, Guard
 from deployments.metrics import Metrics
 from deployments.routes import (
+    control,
     conversations,
     documents,
     files,
@@ -48,6 +51,7 @@ from deployments.routes import (
     operations,
     refusals,
     responses,
+    sessions,
     vector_stores,
 )
 from deployments.shadowing import Shadows
@@ -63,6 +67,7 @@ class Gateway:
     recorder: Recorder
     conversations: Conversations
     responses: Responses
+    sessions: Sessions
     shelves: Shelves
     feedback: FeedbackStore
     cards: dict[str, ModelCard]  # by name, the main one first
@@ -116,6 +121,23 @@ class Gateway:
         root, served = self.root(name), self.served(name)
         return root, served.removeprefix(root).removeprefix(":")
 
+    @property
+    def current(self) -> str:
+        """The name that /chat and /generate ask: what operators chose, if that is still served, else the main model."""
+        chosen = self.follower.desired.control.model
+        return self.served(chosen) if chosen in self.names else self.settings.llm.name
+
+    @property
+    def system_prompt(self) -> str:
+        """Of /chat and /generate, where a request has none."""
+        chosen = self.follower.desired.control.system_prompt
+        return self.settings.chat.system_prompt if chosen is None else chosen
+
+    def layers(self, name: str) -> int:
+        """Of the model behind a served name, on GPUs; -1 is all."""
+        root = self.root(name)
+        return self.follower.desired.control.layers.get(root, self.settings.llm.of(root).gpu_layers)
+
     def fingerprint(self, request: Generate, adapter: str | None) -> str:
         """What answers this request: see `openai.fingerprint`."""
         card = self.cards[self.root(request.model)].model_copy(update={"loaded": True, "adapters": ()})
@@ -147,10 +169,11 @@ class Gateway:
         states = await asyncio.gather(*(self._state(part, handle) for part, handle in handles.items()))
         parts = dict(zip(handles, states, strict=True))
         parts["postgres"] = await self.recorder.state()
-        ok = all(state == "ok" for state in parts.values())
+        away = ", ".join(f"{part}: {state}" for part, state in parts.items() if state != "ok")
         return {
-            "status": "ok" if ok else "degraded",
-            "model_key": self.settings.llm.name,
+            "status": "degraded" if away else "ok",
+            "message": away or "every part answers",
+            "model_key": self.current,
             "model": self.cards[self.settings.llm.name].model_dump(),
             "parts": parts,
             "spooled_turns": self.recorder.pending(),
@@ -179,6 +202,10 @@ class Gateway:
             return str(exc) if isinstance(exc, MindFuError) else type(exc).__name__
         return "ok"
 
+    def shutdown(self) -> None:
+        """Take the whole application down, this process too: what runs may end first. Returns at once."""
+        _get_global_client().delete_apps([serve.get_replica_context().app_name], blocking=False)
+
     @asynccontextmanager
     async def open(self, host: str) -> AsyncIterator[None]:
         """Connected to the stores. host: the address that is listened on. Raises Misconfigured, Unavailable."""
@@ -189,6 +216,7 @@ class Gateway:
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
             self.recorder, self.conversations = recorder, recorder.conversations
             self.responses, self.shelves = Responses(recorder.pool), Shelves(recorder.pool)
+            self.sessions = Sessions(recorder.pool)
             self.feedback = FeedbackStore(recorder.pool)
             timeout_s = self.settings.gateway.answer_timeout_s
             self.keyring = Keyring(
@@ -261,7 +289,10 @@ class Gateway:
                 expose_headers=TOLD,
             )
         refusals.register(app)
-        groups = generation, messages, responses, documents, files, vector_stores, conversations, models, operations
+        groups = (
+            *(generation, messages, responses, documents, files, vector_stores, conversations, models, operations),
+            *(sessions, control),
+        )
         for group in groups:
             app.include_router(group.routes(self))
         return app

@@ -35,7 +35,13 @@ ASGIApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 PUBLIC = frozenset({"/", "/health", "/docs", "/openapi.json"})  # probes and browsers have no key
 UPLOADS = frozenset({"/v1/documents/upload", "/v1/files"})
+EXACTLY: Mapping[str, KeyScope] = {"/models": "chat"}
 NEEDED: tuple[tuple[str, KeyScope], ...] = (
+    ("/chat", "chat"),
+    ("/generate", "chat"),
+    ("/command", "chat"),  # and `admin` to set something
+    ("/model", "admin"),
+    ("/shutdown", "admin"),
     ("/v1/documents", "documents"),
     ("/v1/files", "documents"),
     ("/v1/vector_stores", "documents"),
@@ -47,7 +53,7 @@ NEEDED: tuple[tuple[str, KeyScope], ...] = (
     ("/v1", "chat"),
 )  # the first that fits
 LIMITED = frozenset({
-    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings",
+    "/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/messages", "/v1/embeddings", "/chat", "/generate",
 })  # fmt: skip
 RATES = tuple((kind, what) for kind in ("requests", "tokens") for what in ("limit", "remaining", "reset"))
 TOLD = (
@@ -158,7 +164,7 @@ class Guard:
             raise
         if caller is None:
             _check_local(headers, self.origins)
-            return Caller()
+            return Caller(anonymous=True)
         scope = scope_of(path)
         if scope and not caller.may(scope):
             raise ScopeMissing(scope, tuple(sorted(caller.scopes)))
@@ -194,7 +200,8 @@ class Guard:
 
 def scope_of(path: str) -> KeyScope | None:
     """The scope that a path needs, None where any key will do: the one place that says so."""
-    return next((scope for prefix, scope in NEEDED if path == prefix or path.startswith(prefix + "/")), None)
+    beneath = (scope for prefix, scope in NEEDED if path == prefix or path.startswith(prefix + "/"))
+    return EXACTLY.get(path) or next(beneath, None)
 
 
 def told(limits: Limits, counted: Standing, path: str) -> Mapping[str, str]:

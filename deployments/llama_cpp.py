@@ -1,31 +1,44 @@
 """The LLM replica on llama.cpp: engines whose requests are decoded together. A plain class, without Ray.
 
-Which adapters it has loaded follows the desired state of serving (app/following.py), from its first health check on,
-which Serve waits for before it sends requests.
+Which adapters it has loaded, and how many layers are on GPUs, follows the desired state of serving (app/following.py),
+from its first health check on, which Serve waits for before it sends requests.
 """
 
+import asyncio
+import logging
 from collections import defaultdict
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import asdict
 from pathlib import Path
+from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
 import asyncpg
 
 from app.desired import Desired
-from app.errors import EngineFailed, ModelNotFound
+from app.errors import EngineFailed, InvalidRequest, Misconfigured, ModelNotFound
 from app.following import Follower
-from app.llama import memory
+from app.llama import devices, memory
 from app.llama.engine import SMALL_BYTES, Engine
 from app.llama.probe import probe
 from app.llama.residency import Residency
 from app.llama.shelf import Limits, Shelf
-from app.llama.source import DEMO_FILE, locate
-from app.messages import Delta, Done, Generate, Measure, ModelCard
+from app.llama.source import DEMO_FILE, locate, present
+from app.machine import Machine, machine
+from app.messages import Delta, Done, Generate, Measure, ModelCard, ModelFile
 from app.postgres import open_pool
-from app.registry import Holdings, Registry
+from app.registry import Holding, Holdings, Registry
 from app.settings import LLMSettings, Secrets
+
+log = logging.getLogger(__name__)
+
+
+class Refused(NamedTuple):
+    """Layers that a model does not load with, and why."""
+
+    layers: int
+    reason: str
 
 
 class LlamaCpp:
@@ -44,6 +57,11 @@ class LlamaCpp:
         self._pool: asyncpg.Pool | None = None
         self._residencies = WeakKeyDictionary[Engine, Residency]()
         self._of = {name: settings.of(name) for name in (settings.name, *settings.models)}
+        self._own_layers = {name: own.gpu_layers for name, own in self._of.items()}
+        self._before: dict[str, LLMSettings] = {}  # what a model that is loaded anew was loaded with
+        self._refused: dict[str, Refused] = {}
+        self._reloading: dict[str, asyncio.Task[None]] = {}
+        self._wanted: str | None = None  # the model that operators chose last
         self._cards: dict[str, ModelCard] = {}  # of those that were loaded once
         path = locate(settings.model, home)
         probe(path if path.stat().st_size < SMALL_BYTES else DEMO_FILE)
@@ -60,7 +78,8 @@ class LlamaCpp:
         Unavailable where its model or adapter does not load, before the first item; EngineFailed at any time.
         """
         async with self._engine(request) as engine:
-            await self._have_adapter(engine, request)  # and nothing is awaited until the engine holds it
+            if request.adapter is not None:  # behind this, nothing is awaited until the engine holds it
+                await self._have_adapter(engine, self._known(request.model), request.adapter)
             async with aclosing(engine.generate(request)) as items:
                 async for item in items:
                     yield item
@@ -78,10 +97,27 @@ class LlamaCpp:
         """All models, the main one first."""
         return tuple(map(self._card, self._of))
 
-    async def load(self, name: str) -> None:
+    async def files(self) -> tuple[ModelFile, ...]:
+        """Where the models come from, in the order of `cards`. Downloads nothing."""
+        return await asyncio.to_thread(lambda: tuple(map(self._file, self._of)))
+
+    async def machine(self) -> Machine:
+        """How busy the machine of this replica is."""
+        return await asyncio.to_thread(machine)
+
+    async def load(self, name: str, adapter: str | None = None) -> None:
         """Load a model now, and return when it is there. Raises what a request for it would."""
-        async with self.shelf.borrowed(name):
-            pass
+        name = self._known(name)
+        async with self.shelf.borrowed(name) as engine:
+            if adapter is not None:
+                await self._have_adapter(engine, name, adapter)
+
+    async def check_layers(self, name: str, layers: int) -> None:
+        """Raise InvalidRequest where this replica could not have so many layers of a model on GPUs: it has none."""
+        try:
+            devices.chosen(_placed(self._of[self._known(name)], layers))
+        except Misconfigured as error:
+            raise InvalidRequest(str(error), "value") from error
 
     async def unload(self, name: str) -> None:
         """Free a model as soon as its requests are answered; the next one loads it again. Raises ModelNotFound."""
@@ -135,19 +171,54 @@ class LlamaCpp:
 
     async def _converge(self, desired: Desired) -> Holdings:
         """Load what shall be loaded, in every engine that there is; the others follow when they are."""
-        holdings = {}
+        self._place(desired.control.layers)
+        self._prefer(desired.control.model)
+        holdings = {name: Holding(layers=self._before[name].gpu_layers) for name in self._reloading}
         for name in self.shelf.warm():
             if name in self.shelf.warm():  # still, after the one before
                 async with self.shelf.borrowed(name) as engine:
                     wanted = (desired.adapter(name, version) for version in desired.of(name).resident)
                     kept = [adapter for adapter in wanted if adapter]
-                    holdings[name] = await self._residency(engine).keep(kept, desired.revision)
+                    held = await self._residency(engine).keep(kept, desired.revision)
+                if name not in self._reloading:
+                    holdings[name] = held.model_copy(update=self._layers_of(name))
         return holdings
 
-    async def _have_adapter(self, engine: Engine, request: Generate) -> None:
-        if request.adapter is None:
-            return
-        name, version, follower = self._known(request.model), request.adapter, self._follower
+    def _place(self, layers: Mapping[str, int]) -> None:
+        """Have models loaded anew whose layers shall be elsewhere."""
+        for name, own in self._own_layers.items():
+            wanted = layers.get(name, own)
+            refused = self._refused.get(name)
+            if refused and refused.layers != wanted:
+                del self._refused[name]
+            if wanted == self._of[name].gpu_layers or name in self._reloading or name in self._refused:
+                continue
+            self._before[name] = self._of[name]
+            self._reloading[name] = asyncio.create_task(self._reload(name, wanted), name=f"load {name} anew")
+
+    async def _reload(self, name: str, layers: int) -> None:
+        try:
+            self._of[name] = _placed(self._before[name], layers)
+            await self.shelf.renew(name)
+        finally:
+            del self._reloading[name]
+            self._before.pop(name, None)
+            if self._follower:
+                self._follower.wake()
+
+    def _prefer(self, model: str | None) -> None:
+        """Have the model at hand that operators chose, once: whoever asks for another one afterwards gets that."""
+        if model != self._wanted and model is not None:
+            for name in {model, model.rpartition(":")[0]} & self._of.keys():
+                self.shelf.preload(name)
+        self._wanted = model
+
+    def _layers_of(self, name: str) -> dict[str, int | str]:
+        refused = self._refused.get(name)
+        return {"layers": self._of[name].gpu_layers, "refused": refused.reason if refused else ""}
+
+    async def _have_adapter(self, engine: Engine, name: str, version: str) -> None:
+        follower = self._follower
         found = follower.desired.adapter(name, version) if follower else None
         if follower and found is None:  # registered since we looked
             desired = await follower.refresh()
@@ -187,5 +258,40 @@ class LlamaCpp:
         return memory.need(locate(settings.model, self._home), settings).total
 
     def _load(self, name: str) -> Engine:
+        """With other layers than before, or with those where that fails: requests wait, and operators are told."""
+        wanted, before = self._of[name], self._before.get(name)
+        path = locate(wanted.model, self._home)
+        try:
+            return Engine(path, wanted)
+        except Misconfigured as error:
+            if before is None or before is wanted:
+                raise
+            log.warning("'%s' goes on with %d layers on GPUs. %s", name, before.gpu_layers, error)
+            self._refused[name] = Refused(wanted.gpu_layers, str(error))
+            self._of[name] = before
+            return Engine(path, before)
+
+    def _file(self, name: str) -> ModelFile:
         settings = self._of[name]
-        return Engine(locate(settings.model, self._home), settings)
+        path = present(settings.model, self._home)
+        try:
+            needed = memory.need(path, settings).total if path else None
+        except (Misconfigured, OSError):
+            needed = None
+        return ModelFile(
+            name=name,
+            source=settings.model,
+            file=(path or Path(settings.model)).name,
+            exists=path is not None,
+            size=path.stat().st_size if path else None,
+            memory=needed,
+            layers=settings.gpu_layers,
+            description=settings.description,
+            recommended=settings.recommended,
+        )
+
+
+def _placed(settings: LLMSettings, layers: int) -> LLMSettings:
+    """With other layers on GPUs. Without any, which GPUs they would be on says nothing."""
+    nowhere = {"gpus": None, "gpu_split": None} if layers == 0 else {}
+    return settings.model_copy(update={"gpu_layers": layers, **nowhere})

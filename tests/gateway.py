@@ -19,8 +19,10 @@ import numpy as np
 from fastapi import FastAPI
 from starlette.types import ASGIApp
 
+from app.errors import InvalidRequest
 from app.keys import Keys, Limits, Scope, pepper
-from app.messages import Delta, Done, End, Generate, Measure, ModelCard, Timings, Usage
+from app.machine import Machine, machine
+from app.messages import Delta, Done, End, Generate, Measure, ModelCard, ModelFile, Timings, Usage
 from app.settings import Settings
 from app.vectors import Floats, Space
 from deployments.gateway import Gateway
@@ -74,6 +76,24 @@ class Echo:
 
     async def cards(self) -> tuple[ModelCard, ...]:
         return (ModelCard(name=MODEL, window=WINDOW, parameters=1, file_bytes=1, description="says what it hears"),)
+
+    async def files(self) -> tuple[ModelFile, ...]:
+        return (
+            ModelFile(
+                name=MODEL, source="demo", file="echo.gguf", exists=True, size=1, memory=2, layers=0,
+                description="", recommended=False,
+            ),
+        )  # fmt: skip
+
+    async def machine(self) -> Machine:
+        return machine()
+
+    async def load(self, name: str, adapter: str | None) -> None:
+        pass
+
+    async def check_layers(self, name: str, layers: int) -> None:
+        if layers:
+            raise InvalidRequest("There is no GPU here.", "value")
 
     async def check_health(self) -> None:
         pass

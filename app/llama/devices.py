@@ -21,12 +21,13 @@ REMEDY = (
 
 
 class Gpu(NamedTuple):
-    """One of them. handle: ggml's; free: bytes."""
+    """One of them. handle: ggml's; free, total: bytes."""
 
     number: int
     handle: int
     name: str
     free: int
+    total: int = 0
 
 
 def gpus() -> list[Gpu]:
@@ -38,7 +39,7 @@ def gpus() -> list[Gpu]:
             left, total = C.ctypes.c_size_t(), C.ctypes.c_size_t()
             library.ggml_backend_dev_memory(device, C.ctypes.byref(left), C.ctypes.byref(total))
             name = library.ggml_backend_dev_description(device).decode(errors="replace")
-            found.append(Gpu(len(found), device, name, left.value))
+            found.append(Gpu(len(found), device, name, left.value, total.value))
     return found
 
 

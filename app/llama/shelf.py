@@ -98,6 +98,17 @@ class Shelf(Generic[E]):
         if name in self._warm:
             await self._put_away(name)
 
+    async def renew(self, name: str) -> None:
+        """Load a model anew, because it shall be loaded otherwise; returns when that was tried.
+
+        What runs on it ends on the old one; requests that come meanwhile wait. Nothing happens where it is not loaded.
+        """
+        while loading := self._loading.get(name):
+            await asyncio.wait({loading})
+        if name in self._warm:
+            self._start_loading(name)
+            await asyncio.wait({self._loading[name]})
+
     def warm(self) -> dict[str, E]:
         """Those that are loaded."""
         return {name: copy.engine for name, copy in self._warm.items()}
@@ -143,6 +154,8 @@ class Shelf(Generic[E]):
     async def _bring(self, name: str) -> None:
         try:
             async with self._one_at_a_time:
+                if name in self._warm:  # it is loaded anew
+                    await self._put_away(name)
                 size = await asyncio.to_thread(self._size_of, name)
                 await self._make_room(size)
                 copy = await asyncio.to_thread(self._load_now, name, size)

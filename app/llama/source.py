@@ -27,6 +27,22 @@ def locate(model: str, home: Path) -> Path:
     return path
 
 
+def present(model: str, home: Path) -> Path | None:
+    """The same file where it is here already; None: it is not. Downloads nothing, and raises nothing."""
+    address = HUB.fullmatch(model)
+    if address is None:
+        path = (DEMO_FILE if model == DEMO_MODEL else Path(model)).expanduser().absolute()
+        return path if path.is_file() else None
+    from huggingface_hub import try_to_load_from_cache
+
+    parts = (
+        try_to_load_from_cache(address["repository"], name, cache_dir=home / "models")
+        for name in _parts(address["file"])
+    )
+    found = [Path(part) for part in parts if isinstance(part, str)]
+    return found[0] if len(found) == len(_parts(address["file"])) else None
+
+
 def _downloaded(model: str, home: Path) -> Path:
     """hf://org/repo/folder/file.gguf, with progress on the terminal. Of a split model, all parts."""
     address = HUB.fullmatch(model)
