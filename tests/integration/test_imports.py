@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from datetime import UTC, datetime
@@ -23,6 +24,7 @@ from tests.integration.test_conversations import chat, turn, user
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
+VIBE = ROOT / "tests" / "data" / "vibe-session"
 
 
 @pytest.fixture
@@ -130,10 +132,12 @@ async def test_clearing_forgets_what_was_imported_and_nothing_else(imports, stor
 
 
 def test_one_command_imports_a_folder_and_another_tells_how_much_there_is(pool, postgres_home, tmp_path):
-    """With a report of what was skipped and why; `copy` brought the folder here."""
+    """A session that Mistral Vibe 3.0.2 wrote, and lines of JSON, with a report of what was skipped and why; `copy`
+    brought the folder here.
+    """
     url = f"postgresql://postgres@/postgres?host={PostgresHome(postgres_home).run}&port=5432"
     good = {"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
-    (tmp_path / "there").mkdir()
+    shutil.copytree(VIBE, tmp_path / "there" / "session")
     (tmp_path / "there" / "a.jsonl").write_text(f"{json.dumps(good)}\n{{\n")
 
     def mindfu(*arguments: str) -> Any:
@@ -145,16 +149,17 @@ def test_one_command_imports_a_folder_and_another_tells_how_much_there_is(pool, 
         return json.loads(ran.stdout)
 
     there, here = str(tmp_path / "there"), str(tmp_path / "here")
-    assert mindfu("copy", there, here) == {"copied": 1, "same": 0}
-    assert mindfu("copy", there, here) == {"copied": 0, "same": 1}
+    assert mindfu("copy", there, here) == {"copied": 5, "same": 0}
+    assert mindfu("copy", there, here) == {"copied": 0, "same": 5}
     report = mindfu("ingest-logs", here)
-    assert (report["sessions"], report["turns"], report["waiting_to_be_remembered"]) == ({"openai": 1}, 1, 1)
+    assert (report["sessions"], report["conversations"], report["turns"]) == ({"openai": 1, "vibe": 1}, 2, 3)
+    assert report["waiting_to_be_remembered"] == 3
     (skipped,) = report["skipped"]
     assert skipped["where"].endswith("a.jsonl:2")
     assert "no JSON" in skipped["why"]
     again = mindfu("ingest-logs", "--clear", here)
-    assert (again["cleared"], again["turns"]) == (1, 1)
+    assert (again["cleared"], again["turns"]) == (2, 3)
     stats = mindfu("stats")
-    assert (stats["conversations"]["imported_turns"], stats["memory"]["waiting"]) == (1, 1)
+    assert (stats["conversations"]["imported_turns"], stats["memory"]["waiting"]) == (3, 3)
     assert stats["files"] == {"files": 0, "bytes": 0, "vector_stores": 0}
     assert stats["disk"]["postgres"] > 0
