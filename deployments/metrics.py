@@ -76,6 +76,9 @@ class Metrics:
             "mindfu_inter_token_seconds", "Mean time between the tokens of an answer.", "model", registry
         )
         self.shadows = Counter("mindfu_shadows", "Answers of adapters on trial that nobody saw.", ("status",), registry)
+        self.shadows = Counter(
+            "mindfu_shadows", "Answers of adapters on trial that nobody saw.", ["status"], registry=self.registry
+        )
         self.gauges: dict[str, prometheus_client.Gauge] = {}
 
     def stage(self, name: str, seconds: float) -> None:
