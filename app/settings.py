@@ -37,6 +37,8 @@ class FurtherModel(Strict):
     gpus: tuple[GpuNumber, ...] | None = None
     gpu_split: tuple[GpuShare, ...] | None = None
     threads: int | None = Field(None, ge=1)
+    description: str = ""  # these two are the model's own
+    recommended: bool = False
 
 
 class LLMSettings(Strict):
@@ -44,6 +46,8 @@ class LLMSettings(Strict):
 
     model: str = DEMO_MODEL  # "demo", a path to a .gguf, or hf://org/repo/file.gguf
     name: str = "mindfu-demo"  # what clients send as `model`
+    description: str = ""  # for people who choose a model; empty: what the file says of itself
+    recommended: bool = False  # shown to them first
     aliases: tuple[str, ...] = ()  # further names for the same model
     window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
     slots: int = Field(8, ge=1, le=192)  # answers decoded together; of llama.cpp's 256 sequences, 64 keep old prompts
@@ -168,6 +172,18 @@ class DocumentSettings(Strict):
         return self
 
 
+class ChatSettings(Strict):
+    """POST /chat and /generate. Requests may say otherwise, but for the first, and operators by /command."""
+
+    max_conversation_tokens: int = Field(3000, ge=64)  # of a session's history that the model is shown; see sessions.md
+    system_prompt: str = ""
+    temperature: float = Field(0.7, ge=0.0, le=2.0)
+    max_tokens: int = Field(2048, ge=1)  # yields to the window
+    top_p: float = Field(0.9, gt=0.0, le=1.0)
+    top_k: int = Field(40, ge=0)
+    repeat_penalty: float = Field(1.1, gt=0.0, le=10.0)
+
+
 class GatewaySettings(Strict):
     """HTTP limits."""
 
@@ -198,6 +214,7 @@ class Settings(Strict):
     rag: RagSettings = RagSettings()
     documents: DocumentSettings = DocumentSettings()
     gateway: GatewaySettings = GatewaySettings()
+    chat: ChatSettings = ChatSettings()
     watch: WatchSettings = WatchSettings()
 
 
@@ -217,7 +234,7 @@ class Secrets(Strict):
         return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
 
 
-class Client(Strict):
+class ClientSettings(Strict):
     """Where commands find a server that is not of this home."""
 
     url: str | None = None  # MINDFU_URL
