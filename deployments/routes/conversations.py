@@ -1,6 +1,6 @@
 """The kept conversations: list, get, delete, export, and what people think of their answers."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -26,6 +26,9 @@ Before = Annotated[datetime | None, Query(alias="to")]
 Model = Annotated[str | None, Query(max_length=1000)]
 Text = Annotated[str | None, Query(min_length=1, max_length=1000)]
 Rating = Literal["up", "down", "none"] | None
+Person = Annotated[str | None, Query(min_length=1, max_length=1000)]
+Everything = Annotated[bool, Query(alias="all")]
+Ids = Annotated[tuple[str, ...], Query(alias="id", max_length=1000)]
 
 
 def routes(gateway: "Gateway") -> APIRouter:
@@ -64,12 +67,18 @@ def routes(gateway: "Gateway") -> APIRouter:
         model: Model = None,
         rating: Rating = None,
         q: Text = None,
+        ids: Ids = (),
     ) -> StreamingResponse:
-        """All of them, streamed: to read, to keep, or to fine-tune with."""
+        """Those that match, streamed, or those that are named: to read, to keep, or to fine-tune with."""
         wanted = Wanted(since=since, before=before, model=model, rating=rating, text=q)
-        first = await _page(gateway, tenant, wanted)  # a failure here has its own status; a later one cuts the answer
+        if ids and wanted != Wanted():
+            raise InvalidRequest("Name conversations by 'id', or describe them by filters, not both.", "id")
+        for named in ids:
+            await gateway.recorder.read(gateway.conversations.get(tenant, named))
+        # A failure until here has its own status; a later one cuts the answer.
+        first = () if ids else await _page(gateway, tenant, wanted)
         name = f'attachment; filename="conversations.{"txt" if format == "text" else format}"'
-        told = _exported(gateway, tenant, wanted, first, format)
+        told = _exported(gateway, tenant, _ids(gateway, tenant, wanted, first, ids), format)
         return StreamingResponse(told, media_type=MEDIA[format], headers={"content-disposition": name})
 
     @router.get("/v1/conversations/{conversation_id}")
@@ -80,9 +89,20 @@ def routes(gateway: "Gateway") -> APIRouter:
 
     @router.delete("/v1/conversations/{conversation_id}")
     async def delete(tenant: Tenant, conversation_id: str) -> dict[str, Any]:
-        """Forget a conversation."""
-        await gateway.recorder.read(gateway.conversations.delete(tenant, conversation_id))
-        return {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
+        """Forget a conversation. `adapters` learnt from it, and are promoted no more."""
+        gone = await gateway.recorder.read(gateway.forgetting.conversation(tenant, conversation_id))
+        told = {"id": conversation_id, "object": "conversation.deleted", "deleted": True}
+        return told | {"adapters": list(gone.adapters)}
+
+    @router.delete("/v1/conversations")
+    async def delete_all(
+        tenant: Tenant, user: Person = None, key: Person = None, *, everything: Everything = False
+    ) -> dict[str, Any]:
+        """Forget all conversations of a person, as clients named them, of a key, or with `all=true` of the tenant."""
+        if (user is not None) + (key is not None) + everything != 1:
+            raise InvalidRequest("Name one of 'user', 'key', and 'all=true', which are all conversations.", "user")
+        gone = await gateway.forgetting.all_of(tenant, user=user, key=key)  # which may take a while
+        return {"object": "conversations.deleted", "deleted": gone.conversations, "adapters": list(gone.adapters)}
 
     @router.post("/v1/feedback")
     async def judge(tenant: Tenant, body: FeedbackRequest) -> dict[str, Any]:
@@ -109,18 +129,26 @@ async def _page(
     return await gateway.recorder.read(gateway.conversations.list(tenant, limit=limit, after=after, wanted=wanted))
 
 
-async def _exported(
-    gateway: "Gateway", tenant: str, wanted: Wanted, page: tuple[ConversationSummary, ...], format_: Format
+async def _ids(
+    gateway: "Gateway", tenant: str, wanted: Wanted, page: tuple[ConversationSummary, ...], named: Sequence[str]
 ) -> AsyncIterator[str]:
-    """The export in pieces. What is deleted meanwhile is left out; what goes on before its turn comes, too."""
-    lead = "[\n"
+    """Of those that are named; else of all that match, beginning with a page of them."""
+    for id_ in named:
+        yield id_
     while page:
         for summary in page:
-            told = await _told(gateway, tenant, summary.id, format_)
-            if told is not None:
-                yield lead + told if format_ == "json" else told
-                lead = ",\n"
+            yield summary.id
         page = await _page(gateway, tenant, wanted, after=page[-1])
+
+
+async def _exported(gateway: "Gateway", tenant: str, ids: AsyncIterator[str], format_: Format) -> AsyncIterator[str]:
+    """The export in pieces. What is deleted meanwhile is left out; what goes on before its turn comes, too."""
+    lead = "[\n"
+    async for id_ in ids:
+        told = await _told(gateway, tenant, id_, format_)
+        if told is not None:
+            yield lead + told if format_ == "json" else told
+            lead = ",\n"
     if format_ == "json":
         yield "[]\n" if lead == "[\n" else "\n]\n"
 

@@ -209,6 +209,22 @@ async def test_exports(http: Http, store: Conversations, monkeypatch: pytest.Mon
     assert (await http.get("/v1/conversations/export", params=nothing)).text == ""
 
 
+async def test_conversations_are_exported_by_their_ids(http: Http, store: Conversations) -> None:
+    """In the order that was asked for; an unknown one is a 404 before anything is sent, and filters do not mix in."""
+    for name in "abc":
+        await chat(store, name)
+    ids = {found["title"]: found["id"] for found in (await http.get("/v1/conversations")).json()["data"]}
+    named = {"format": "json", "id": [ids["a"], ids["c"]]}
+    whole = (await http.get("/v1/conversations/export", params=named)).json()
+    assert [found["title"] for found in whole] == ["a", "c"]
+    lines = (await http.get("/v1/conversations/export", params={"id": ids["b"]})).text.splitlines()
+    assert [json.loads(line)["messages"][-2]["content"] for line in lines] == ["b"]
+    unknown = await http.get("/v1/conversations/export", params={"id": "6f9619ff-8b86-d011-b42d-00cf4fc964ff"})
+    assert unknown.status_code == 404
+    mixed = await http.get("/v1/conversations/export", params={"id": ids["b"], "q": "b"})
+    assert (mixed.status_code, mixed.json()["error"]["param"]) == (400, "id")
+
+
 @pytest.mark.parametrize(
     "query",
     ["limit=0", "limit=x", "after=x", "after=%00", "from=yesterday", "from=9999-12-31T23:59:59-23:59", "rating=meh",
