@@ -234,7 +234,7 @@ class Secrets(Strict):
         return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
 
 
-class ClientSettings(Strict):
+class Client(Strict):
     """Where commands find a server that is not of this home."""
 
     url: str | None = None  # MINDFU_URL
