@@ -24,7 +24,7 @@ def read(file: Path) -> Parameters:
     return {name: section for name in STAGES if isinstance(section := (told or {}).get(name), dict)}
 
 
-def changed(parameters: Parameters, changes: Mapping[str, Mapping[str, object]]) -> Parameters:
+def changed(parameters: Parameters, changes: Mapping[StageName, Mapping[str, object]]) -> Parameters:
     """The same with other values, by stage and name. A section within a stage's is changed name by name, too."""
     made: dict[str, dict[str, object]] = {name: dict(section) for name, section in parameters.items()}
     for stage, section in changes.items():

@@ -52,9 +52,11 @@ async def promote(
     started = time.monotonic()
     adapter = await registry.adapter(model, version)
     _check(adapter, force=force)
+    await _check_memory(registry, adapter)
     async with registry.alone(model):
         before = await _load(registry, adapter)
         previous = before.previous if before.champion == version else before.champion
+        previous = None if await registry.tainted(model, previous) else previous
         after = Serving(model=model, champion=version, previous=previous)
         line = Line("promote", version, before.champion, forced=adapter.verdict != "passed", reason=reason)
         return await _switch(registry, before, after, line, started)
@@ -78,6 +80,7 @@ async def try_out(
     started = time.monotonic()
     adapter = await registry.adapter(model, version)
     _check(adapter, force=force or kind == "shadow")
+    await _check_memory(registry, adapter)
     async with registry.alone(model):
         before = await _load(registry, adapter)
         if before.champion == version:
@@ -106,7 +109,8 @@ async def rollback(registry: Registry, model: str, *, reason: str | None = None,
         leaving = before.trial.version if before.trial else before.champion
         if only is not None and leaving != only:
             raise Conflict(f"{model}@{only} is not what a rollback would take back: that is {model}@{leaving or BARE}.")
-        after = Serving(model=model, champion=before.previous, previous=before.champion)
+        kept = None if await registry.tainted(model, before.champion) else before.champion
+        after = Serving(model=model, champion=before.previous, previous=kept)
         if before.trial:
             after = Serving(model=model, champion=before.champion, previous=before.previous)
         line = Line("rollback", after.champion, leaving, forced=False, reason=reason)
@@ -132,6 +136,13 @@ def _check(adapter: Adapter, *, force: bool) -> None:
     if adapter.verdict == "blocked":
         raise NotPromoted(adapter.name, f"the gates blocked it: {'; '.join(adapter.reasons)}. --force overrides them.")
     raise NotPromoted(adapter.name, "it was never evaluated. Run the evaluation, or promote it with --force.")
+
+
+async def _check_memory(registry: Registry, adapter: Adapter) -> None:
+    """An adapter that learnt from what people had deleted answers nobody, and no force changes that."""
+    if turns := await registry.tainted(adapter.model, adapter.version):
+        reason = f"it learnt from {turns} turns that were deleted since. Train anew: they are left out."
+        raise NotPromoted(adapter.name, reason)
 
 
 async def _load(registry: Registry, adapter: Adapter) -> Serving:

@@ -16,7 +16,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 from uuid import UUID
 
 import asyncpg
@@ -82,6 +82,13 @@ class Change(Strict):
     forced: bool
     reason: str | None
     share: float | None = None
+
+
+class Training(NamedTuple):
+    """What an adapter was trained on. data: a hash of it; conversations: how many it came from."""
+
+    data: str
+    conversations: int
 
 
 @dataclass
@@ -182,11 +189,22 @@ class Registry:
             raise NotFound("adapter", f"{model}@{version}")
         return Adapter.model_validate_json(row)
 
+    async def trainings(self) -> dict[str, Training]:
+        """What adapters were trained on, by their names; those that came from elsewhere are missing."""
+        with reaching_postgres():
+            rows = await self.pool.fetch(SQL["trainings"])
+        return {f"{row['model']}@{row['version']}": Training(row["data"], row["conversations"]) for row in rows}
+
     async def judge(self, model: str, version: str, verdict: Verdict, reasons: Sequence[str] = ()) -> None:
         """Keep what the gates said of an adapter. Raises NotFound."""
         async with self.change() as editing:
             if await editing.connection.fetchval(SQL["judge"], model, version, verdict, list(reasons)) is None:
                 raise NotFound("adapter", f"{model}@{version}")
+
+    async def tainted(self, model: str, version: str | None) -> int:
+        """From how many turns that are gone by now an adapter learnt. None, the bare base, from none."""
+        with reaching_postgres():
+            return int(await self.pool.fetchval(SQL["tainted"], model, version) or 0)
 
     async def retire(self, model: str, version: str) -> None:
         """Serve an adapter no longer; its name stays taken. Raises NotFound, Conflict where it is kept loaded."""

@@ -43,8 +43,16 @@ returning version
 -- adapter: one by its name, retired ones too
 select to_jsonb(a)::text as adapter from adapters a where model = $1 and version = $2
 
+-- trainings: what the adapters that may be served were trained on, as far as anybody knows
+select model, version, details ->> 'data' as data, jsonb_array_length(details -> 'conversations') as conversations
+from adapters
+where retired_at is null and jsonb_typeof(details -> 'conversations') = 'array' and details ? 'data'
+
 -- judge: keep what the gates said
 update adapters set verdict = $3, reasons = $4 where model = $1 and version = $2 returning version
+
+-- tainted: from how many turns that are gone an adapter learnt; no row where from none
+select turns from tainted_adapters where model = $1 and version = $2
 
 -- retire: serve an adapter no longer; no row where there is none
 update adapters set retired_at = coalesce(retired_at, now()) where model = $1 and version = $2 returning version

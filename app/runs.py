@@ -143,12 +143,18 @@ class Runs:
         return _run(row)
 
     async def list(
-        self, tenant: str | None, *, limit: int = 20, after: str | None = None, origin: Origin | None = None
+        self,
+        tenant: str | None,
+        *,
+        limit: int = 20,
+        after: str | None = None,
+        metadata: Mapping[str, JsonValue] | None = None,
     ) -> tuple[Run, ...]:
         """The latest first. after: the last id of the page before. Raises NotFound for an `after` that is none."""
         if after is not None:
             await self.get(tenant, after)
-        return tuple(map(_run, await self._rows("list", tenant and hide(tenant), limit, after, origin)))
+        wanted = None if metadata is None else _json(metadata)
+        return tuple(map(_run, await self._rows("list", tenant and hide(tenant), limit, after, wanted)))
 
     async def cancel(self, tenant: str, run_id: str) -> Run:
         """End a run: at once where it waits, within seconds where it is worked on. Raises NotFound, Conflict."""

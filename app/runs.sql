@@ -4,9 +4,10 @@ insert into runs (id, tenant, origin, job) values ($1, $2, $3, $4) returning *
 -- get: one run; $2 null: whoever's it is
 select * from runs where id = $1 and ($2::text is null or tenant = $2)
 
--- list: the latest first, behind $3; $1 null: of all tenants; $4 null: of any origin
+-- list: the latest first, behind $3; $1 null: of all tenants; $4: what the clients' own metadata have, null: anything
 select * from runs
-where ($1::text is null or tenant = $1) and ($3::text is null or id < $3) and ($4::text is null or origin = $4)
+where ($1::text is null or tenant = $1) and ($3::text is null or id < $3)
+    and ($4::jsonb is null or job -> 'metadata' @> $4)
 order by id desc limit $2
 
 -- claim: the right to work on the oldest run, where nobody does or who did is silent since $1 seconds

@@ -4,10 +4,12 @@ No other module reads `os.environ`. Each part is handed its own slice.
 """
 
 import os
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, SecretStr, model_validator
+from cronsim import CronSim, CronSimError
+from pydantic import Field, SecretStr, field_validator, model_validator
 
 from app.lexical import Language
 from app.messages import Strict
@@ -206,6 +208,27 @@ class WatchSettings(Strict):
     max_dislike_rise: float = Field(0.1, ge=0, le=1)  # of the share of these that is rated below 0, or just corrected
 
 
+class TrainingSettings(Strict):
+    """Training without being asked. What its stages do is said in params.yaml."""
+
+    after_ratings: int | None = Field(None, ge=1)  # begin when so many turns were rated or corrected since the last run
+    schedule: str | None = None  # begin at these times, as cron has them: "0 3 * * 0" is Sunday at three
+    tenants: tuple[str, ...] = Field(("default",), min_length=1)  # whose conversations are learnt from
+    promote: bool = False  # let what passes its gates answer
+
+    @field_validator("schedule")
+    @classmethod
+    def schedule_is_one(cls, given: str | None) -> str | None:
+        try:
+            if given is not None:
+                CronSim(given, datetime(2026, 1, 1, tzinfo=UTC))
+        except CronSimError as error:
+            raise ValueError(
+                f"'{given}' is no time as cron has it ({error}); '0 3 * * *' is every night at three"
+            ) from error
+        return given
+
+
 class Settings(Strict):
     """The arguments of `deployments.graph:build`."""
 
@@ -215,6 +238,7 @@ class Settings(Strict):
     documents: DocumentSettings = DocumentSettings()
     gateway: GatewaySettings = GatewaySettings()
     chat: ChatSettings = ChatSettings()
+    training: TrainingSettings = TrainingSettings()
     watch: WatchSettings = WatchSettings()
 
 

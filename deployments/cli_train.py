@@ -212,7 +212,7 @@ class Watch:
 def _parameters(
     file: Path, settings: list[str], tenant: str, epochs: float | None, experiment: str | None
 ) -> dict[StageName, dict[str, Any]]:
-    changes: dict[str, dict[str, Any]] = {"export": {"tenants": [tenant]}, "tune": {}}
+    changes: dict[StageName, dict[str, Any]] = {"export": {"tenants": [tenant]}, "tune": {}}
     for text in settings:
         name, equals, value = text.partition("=")
         path = name.split(".")

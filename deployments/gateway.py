@@ -24,12 +24,14 @@ from app.dialects import openai
 from app.errors import MindFuError, ModelNotFound, Unavailable
 from app.feedback import FeedbackStore
 from app.following import Follower
+from app.forgetting import Forgetting
 from app.keyring import Keyring
 from app.limits import Limiter
 from app.messages import Generate, ModelCard
 from app.recorder import Recorder
 from app.registry import Registry
 from app.responses import Responses
+from app.runs import Runs
 from app.sessions import Sessions
 from app.settings import Secrets, Settings
 from app.shelves import Shelves
@@ -45,6 +47,7 @@ from deployments.routes import (
     conversations,
     documents,
     files,
+    fine_tuning,
     generation,
     messages,
     models,
@@ -52,6 +55,7 @@ from deployments.routes import (
     refusals,
     responses,
     sessions,
+    training,
     vector_stores,
 )
 from deployments.shadowing import Shadows
@@ -73,6 +77,8 @@ class Gateway:
     cards: dict[str, ModelCard]  # by name, the main one first
     registry: Registry
     follower: Follower
+    runs: Runs
+    forgetting: Forgetting
     trials: Trials
     watch: Watch
     keyring: Keyring
@@ -88,9 +94,11 @@ class Gateway:
         librarian: DeploymentHandle,
         settings: Settings,
         home: Path,
+        trainer: DeploymentHandle | None = None,
     ) -> None:
         self.llm, self.embedder, self.retriever, self.librarian = llm, embedder, retriever, librarian
         self.settings, self.home, self.secrets = settings, home, Secrets.from_env()
+        self.trainer = trainer
         self.metrics = Metrics()
         self.started_at = int(time.time())
         self._opened = AsyncExitStack()
@@ -165,7 +173,7 @@ class Gateway:
             "embedder": self.embedder,
             "retriever": self.retriever,
             "librarian": self.librarian,
-        }
+        } | ({"trainer": self.trainer} if self.trainer else {})
         states = await asyncio.gather(*(self._state(part, handle) for part, handle in handles.items()))
         parts = dict(zip(handles, states, strict=True))
         parts["postgres"] = await self.recorder.state()
@@ -176,6 +184,7 @@ class Gateway:
             "model_key": self.current,
             "model": self.cards[self.settings.llm.name].model_dump(),
             "parts": parts,
+            "training": await self._training(),
             "spooled_turns": self.recorder.pending(),
             "version": version("mindfu"),
         }
@@ -190,6 +199,15 @@ class Gateway:
         return self.metrics.page(
             readings | {"engine_up": float(bool(engine)), "spooled_turns": self.recorder.pending()}
         )
+
+    async def _training(self) -> dict[str, Any] | None:
+        """The training run that is worked on; None: none is, or nobody can tell."""
+        with suppress(Unavailable):
+            run = await self.recorder.read(self.runs.running())
+            if run is not None:
+                told = run.progress.model_dump() if run.progress else {}
+                return {"run": run.id, **told, "gpus_lent": run.result.get("gpus_lent", False)}
+        return None
 
     async def _state(self, part: str, handle: DeploymentHandle) -> str:
         try:
@@ -228,6 +246,7 @@ class Gateway:
             )
             self.limiter = Limiter(recorder.pool, timeout_s)
             self.registry = Registry(recorder.pool, self.home)
+            self.runs, self.forgetting = Runs(recorder.pool), Forgetting(recorder.pool)
             self.trials = Trials(recorder.pool)
             self.watch = Watch(self.registry, self.trials, self.settings.watch)
             self.follower = Follower("gateway", self.registry)
@@ -290,7 +309,19 @@ class Gateway:
             )
         refusals.register(app)
         groups = (
-            *(generation, messages, responses, documents, files, vector_stores, conversations, models, operations),
+            *(
+                generation,
+                messages,
+                responses,
+                documents,
+                files,
+                vector_stores,
+                training,
+                fine_tuning,
+                conversations,
+                models,
+                operations,
+            ),
             *(sessions, control),
         )
         for group in groups:

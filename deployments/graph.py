@@ -6,6 +6,8 @@
                          └── Embedder    ├── VectorStore, or a Qdrant server by URL
                                          └── Reranker, where rag.rerank names one
 
+    Trainer: nobody waits for it. It works on training runs that stand in PostgreSQL, as Ray jobs.
+
 Behaviour comes from `args:`, placement (replicas, CPUs, GPUs, queue bounds) from `deployments:` of the YAML.
 """
 
@@ -19,6 +21,7 @@ from deployments.librarian import Librarian
 from deployments.llama_cpp import LlamaCpp
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
+from deployments.trainer import Trainer
 from deployments.vector_store import VectorStore
 
 
@@ -31,8 +34,9 @@ def build(settings: Settings) -> Application:
     reranker = _reranker(settings.rag.rerank) if settings.rag.rerank else None
     retriever = serve.deployment(Retriever).bind(embedder, vectors, reranker, settings.rag.rerank_candidates)
     librarian = serve.deployment(Librarian).bind(retriever, settings.documents, folder)
+    trainer = serve.deployment(Trainer).options(ray_actor_options={"num_cpus": 0}).bind(settings, folder)
     gateway = serve.deployment(serve.ingress()(Gateway))
-    return gateway.bind(llm, embedder, retriever, librarian, settings, folder)
+    return gateway.bind(llm, embedder, retriever, librarian, settings, folder, trainer=trainer)
 
 
 def _reranker(model: str) -> Application:

@@ -1,0 +1,41 @@
+"""What a run that is asked for over HTTP, or by itself, is to do: params.yaml, and for other models than its own what
+serves them.
+"""
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+
+from app import params
+from app.errors import Conflict
+from app.llama.source import locate
+from app.runs import Parameters, StageName
+from app.settings import DEMO_MODEL, LLMSettings, params_file
+
+NEEDED = ("peft", "trl", "mlflow")  # of the extra `train`
+
+
+def require_training() -> None:
+    """Raises Conflict where training is not installed."""
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        message = f"Training is not installed here ({', '.join(missing)} missing): pip install 'mindfu[train]'."
+        raise Conflict(message)
+
+
+def parameters_for(model: str, llm: LLMSettings, home: Path) -> Parameters:
+    """The stages' parameters, to tune a served model. Raises Misconfigured where params.yaml cannot be read.
+
+    params.yaml says which model it is for, `publish.model`. Another one's base is the file that serves it.
+    """
+    told = params.read(params_file())
+    if told.get("publish", {}).get("model") == model and "base" in told.get("tune", {}):
+        return told
+    source = llm.of(model).model
+    file = source if source == DEMO_MODEL else str(locate(source, home))
+    served: Mapping[StageName, Mapping[str, object]] = {
+        "tune": {"base": file},
+        "evaluate": {"gguf": None if file == DEMO_MODEL else file},
+        "publish": {"model": model},
+    }
+    return params.changed(told, served)
