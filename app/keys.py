@@ -22,7 +22,7 @@ from app.messages import Strict
 from app.postgres import reaching_postgres
 from app.queries import queries
 
-Scope = Literal["chat", "documents", "train", "admin"]
+Scope = Literal["chat", "documents", "tools", "train", "admin"]
 SCOPES: tuple[Scope, ...] = get_args(Scope)
 PREFIX, ID_LETTERS, ID_LENGTH = "mf", "abcdefghijklmnopqrstuvwxyz234567", 12
 TENANT = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]{0,62}$")]

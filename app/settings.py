@@ -4,6 +4,7 @@ No other module reads `os.environ`. Each part is handed its own slice.
 """
 
 import os
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Literal, Self
@@ -24,6 +25,7 @@ CacheType = Literal["f16", "q8_0", "q4_0"]  # 16, 8.5 and 4.5 bits a number
 
 GpuNumber = Annotated[int, Field(ge=0)]
 GpuShare = Annotated[float, Field(ge=0.0, allow_inf_nan=False)]
+McpName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_-]{0,29}$")]
 
 
 class FurtherModel(Strict):
@@ -174,6 +176,48 @@ class DocumentSettings(Strict):
         return self
 
 
+class McpSettings(Strict):
+    """One MCP server: a program that is started here, or a URL. Tokens stand in the environment, never here."""
+
+    command: tuple[str, ...] = ()  # the program and its arguments
+    cwd: Path | None = None  # where it runs; None: where we do
+    env: dict[str, str] = Field(default_factory=dict)  # beside PATH, HOME, USER and the like: nothing else is handed on
+    pass_env: tuple[str, ...] = ()  # variables of our own environment that it gets, such as its token
+    url: str | None = Field(None, pattern=r"^https?://")  # of its streamable HTTP
+    token_env: str | None = None  # the variable with the bearer token for `url`
+    only: tuple[str, ...] | None = None  # of its tools, by its own names; None: all
+    timeout_s: float = Field(30.0, gt=0)  # of one call
+
+    @model_validator(mode="after")
+    def one_of_two(self) -> Self:
+        if bool(self.command) == bool(self.url):
+            message = "give either command, for a program that is started here, or url"
+            raise ValueError(message)
+        if self.url and (self.env or self.pass_env or self.cwd):
+            message = "env, pass_env and cwd are those of a command; a url takes token_env"
+            raise ValueError(message)
+        if self.command and self.token_env:
+            message = "token_env is for a url; a command gets variables by pass_env"
+            raise ValueError(message)
+        return self
+
+
+class ToolSettings(Strict):
+    """Tools that the server runs for the model. Beside `enabled` a key needs the scope `tools`, and a request asks."""
+
+    enabled: bool = False
+    roots: tuple[Path, ...] = ()  # folders to work in, the same for all tenants; none: workspace/<tenant> in the home
+    protected: tuple[Path, ...] = ()  # never touched, beside the system's folders and our home
+    max_iterations: int = Field(5, ge=1, le=100)  # rounds of calls for one answer
+    timeout_s: float = Field(10.0, gt=0)  # of one call
+    max_file_bytes: int = Field(2**20, ge=1)  # of a file that is read or written
+    max_result_chars: int = Field(16_000, ge=100)  # of what the model is told of one call
+    private_network: bool = False  # the network tools reach this machine and its network, too
+    functions: tuple[str, ...] = ()  # further tools, as module:function
+    without: tuple[str, ...] = ()  # tools that are not offered, by name
+    mcp: dict[McpName, McpSettings] = Field(default_factory=dict)  # servers whose tools are offered, as <name>__<tool>
+
+
 class ChatSettings(Strict):
     """POST /chat and /generate. Requests may say otherwise, but for the first, and operators by /command."""
 
@@ -238,6 +282,7 @@ class Settings(Strict):
     documents: DocumentSettings = DocumentSettings()
     gateway: GatewaySettings = GatewaySettings()
     chat: ChatSettings = ChatSettings()
+    tools: ToolSettings = ToolSettings()
     training: TrainingSettings = TrainingSettings()
     watch: WatchSettings = WatchSettings()
 
@@ -268,6 +313,11 @@ class Client(Strict):
     def from_env(cls) -> Self:
         """Read from MINDFU_<FIELD>; an empty variable counts as unset."""
         return cls.model_validate({name: os.environ.get(f"MINDFU_{name.upper()}") or None for name in cls.model_fields})
+
+
+def environment() -> Mapping[str, str]:
+    """The variables that MCP servers may be handed, by name."""
+    return dict(os.environ)
 
 
 def home() -> Path:

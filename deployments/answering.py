@@ -26,6 +26,9 @@ from app.prompt import augment, source_text, sources_block, within_budget
 from app.recorder import Recorder
 from app.settings import RagSettings
 from app.shelves import Shelved
+from app.tools.kit import NONE, Kit
+from app.tools.loop import ToolLoop
+from app.tools.runner import ToolRun
 from app.truncation import without_first
 from app.turns import DROPPED
 from deployments.calls import call, stream
@@ -64,6 +67,7 @@ class Ask:
     conversation_id: str | None = None
     client: str | None = None
     key: Key | None = None
+    kit: Kit = NONE  # the server's tools, which are among those of `generate`
     extras: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
 
@@ -96,6 +100,7 @@ class Draft:
     turn_id: str = field(default_factory=lambda: str(uuid4()))
     first_token_s: float | None = None
     deltas: list[Delta] = field(default_factory=list)
+    loop: ToolLoop | None = None
 
 
 class Answering:
@@ -123,8 +128,8 @@ class Answering:
         self.rag, self.timeout_s, self.metrics = rag, timeout_s, metrics
         self.background: set[asyncio.Task[Any]] = set()  # recordings that outlive their request
 
-    async def answer(self, ask: Ask) -> AsyncGenerator[Opened | Delta | Done]:
-        """Opened, then deltas, then Done. Every refusal is raised before Opened.
+    async def answer(self, ask: Ask) -> AsyncGenerator[Opened | Delta | ToolRun | Done]:
+        """Opened, then deltas and calls of the server's tools, then Done. Every refusal is raised before Opened.
 
         Raises the typed errors of the parts. Closing the iterator stops the engine within one step.
         """
@@ -139,7 +144,7 @@ class Answering:
         done, error, opened, refused = None, None, False, False
         recording: asyncio.Task[None] | None = None
         try:
-            async with aclosing(stream("language model", self.llm, "generate", prompt)) as items:
+            async with aclosing(self._said(ask, prompt, draft)) as items:
                 while True:
                     async with self._in_time(deadline):
                         item = await anext(items, None)
@@ -153,7 +158,10 @@ class Answering:
                     if isinstance(item, Done):
                         done, status = item, "truncated" if item.finish_reason == "length" else "complete"
                         break
-                    draft.deltas.append(item)
+                    if isinstance(item, ToolRun):
+                        self.metrics.stage("tool", item.duration_s)
+                    else:
+                        draft.deltas.append(item)
                     yield item
         except Exception as exc:
             status, error = "failed", str(exc) if isinstance(exc, MindFuError) else type(exc).__name__
@@ -173,6 +181,17 @@ class Answering:
         if self.shadows:
             await self.shadows.close()
         await asyncio.gather(*self.background, return_exceptions=True)
+
+    def _said(self, ask: Ask, prompt: Generate, draft: Draft) -> AsyncGenerator[Delta | ToolRun | Done]:
+        """What the model says, and the calls of the server's tools that it makes on the way."""
+
+        def generate(asked: Generate) -> AsyncGenerator[Delta | Done]:
+            return stream("language model", self.llm, "generate", asked)
+
+        if ask.kit.loop is None:
+            return generate(prompt)
+        draft.loop = ask.kit.loop(generate)
+        return draft.loop.answer(prompt)
 
     @asynccontextmanager
     async def _in_time(self, deadline: float) -> AsyncIterator[None]:
@@ -284,12 +303,12 @@ class Answering:
             error=error,
             extras=ask.extras
             | _dropped(ask)
-            | _options(request)
+            | _options(request, ask.kit, draft.loop)
             | _alternatives(others)
             | ({"key_id": ask.key.id} if ask.key else {}),
             created_at=draft.created_at,
         )
-        self.metrics.answered(status, done.usage if done else None)
+        self.metrics.answered(turn)
         if ask.key and self.limiter:  # who leaves before the end pays for what was answered
             usage = done.usage if done else None
             answered = sum(delta.tokens for delta in draft.deltas)
@@ -322,8 +341,14 @@ def _dropped(ask: Ask) -> dict[str, Any]:
     return {DROPPED: ask.dropped} if ask.dropped else {}
 
 
-def _options(request: Generate) -> dict[str, Any]:
-    return request.model_dump(mode="json", include=set(OPTIONS), exclude_defaults=True)
+def _options(request: Generate, kit: Kit, loop: ToolLoop | None) -> dict[str, Any]:
+    """What was asked of the engine; which tools were the server's, which calls ran, what the model saw of them."""
+    asked = request.model_dump(mode="json", include=set(OPTIONS), exclude_defaults=True)
+    if loop is None:
+        return asked
+    steps = [message.model_dump(mode="json", exclude_defaults=True) for message in loop.messages]
+    runs = {"tool_runs": [run.kept() for run in loop.runs], "steps": steps} if steps else {}
+    return asked | {"server_tools": [tool.name for tool in kit.tools]} | runs
 
 
 def _alternatives(choices: Sequence[Choice]) -> dict[str, Any]:

@@ -16,7 +16,8 @@ from app.errors import Misconfigured
 from app.keys import pepper
 from app.settings import IMPORT_PATH, Secrets, Settings
 
-DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore")
+DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore", "Tools")
+SINGLE = {"VectorStore": "it owns a folder", "Tools": "it owns the workspaces and the MCP servers"}
 
 
 def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
@@ -78,8 +79,10 @@ def _application_problems(application: Mapping[str, Any], where: str) -> Iterato
             yield f"{where}.deployments: no part is called '{name}'; there are {', '.join(DEPLOYMENTS)}"
         if name == "Reranker" and not ((application.get("args") or {}).get("rag") or {}).get("rerank"):
             yield f"{where}.deployments.Reranker: it is there only where args.rag.rerank names a model"
-        if name == "VectorStore" and deployment.get("num_replicas", 1) != 1:
-            yield f"{where}.deployments.VectorStore.num_replicas: must be 1, it owns a folder"
+        if name == "Tools" and not ((application.get("args") or {}).get("tools") or {}).get("enabled"):
+            yield f"{where}.deployments.Tools: it is there only where args.tools.enabled is true"
+        if name in SINGLE and deployment.get("num_replicas", 1) != 1:
+            yield f"{where}.deployments.{name}.num_replicas: must be 1, {SINGLE[name]}"
 
 
 def _placement_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:

@@ -55,10 +55,12 @@ from deployments.routes import (
     refusals,
     responses,
     sessions,
+    tools,
     training,
     vector_stores,
 )
 from deployments.shadowing import Shadows
+from deployments.tooling import Tooling
 
 HEALTH_TIMEOUT_S = 5.0
 log = logging.getLogger(__name__)
@@ -94,10 +96,12 @@ class Gateway:
         librarian: DeploymentHandle,
         settings: Settings,
         home: Path,
+        tools: DeploymentHandle | None = None,
         trainer: DeploymentHandle | None = None,
     ) -> None:
         self.llm, self.embedder, self.retriever, self.librarian = llm, embedder, retriever, librarian
         self.settings, self.home, self.secrets = settings, home, Secrets.from_env()
+        self.tools, self.tooling = tools, Tooling(tools, settings.tools, settings.rag)
         self.trainer = trainer
         self.metrics = Metrics()
         self.started_at = int(time.time())
@@ -168,12 +172,16 @@ class Gateway:
 
     async def health(self) -> dict[str, Any]:
         """The state of every part, and `degraded` as soon as one of them does not answer."""
-        handles = {
-            "llm": self.llm,
-            "embedder": self.embedder,
-            "retriever": self.retriever,
-            "librarian": self.librarian,
-        } | ({"trainer": self.trainer} if self.trainer else {})
+        handles = (
+            {
+                "llm": self.llm,
+                "embedder": self.embedder,
+                "retriever": self.retriever,
+                "librarian": self.librarian,
+            }
+            | ({"tools": self.tools} if self.tools else {})
+            | ({"trainer": self.trainer} if self.trainer else {})
+        )
         states = await asyncio.gather(*(self._state(part, handle) for part, handle in handles.items()))
         parts = dict(zip(handles, states, strict=True))
         parts["postgres"] = await self.recorder.state()
@@ -318,6 +326,7 @@ class Gateway:
                 vector_stores,
                 training,
                 fine_tuning,
+                tools,
                 conversations,
                 models,
                 operations,

@@ -3,24 +3,28 @@
     clients ── Gateway ──┬── LlamaCpp
                          ├── Retriever ──┬── Embedder
                          ├── Librarian ──┘ (through Retriever)
-                         └── Embedder    ├── VectorStore, or a Qdrant server by URL
-                                         └── Reranker, where rag.rerank names one
+                         ├── Embedder    ├── VectorStore, or a Qdrant server by URL
+                         │               ├── Reranker, where rag.rerank names one
+                         └── Tools ──────┘ (through Retriever), where tools.enabled is set
 
     Trainer: nobody waits for it. It works on training runs that stand in PostgreSQL, as Ray jobs.
 
 Behaviour comes from `args:`, placement (replicas, CPUs, GPUs, queue bounds) from `deployments:` of the YAML.
 """
 
+from pathlib import Path
+
 from ray import serve
 from ray.serve import Application
 
-from app.settings import Secrets, Settings, home
+from app.settings import RagSettings, Secrets, Settings, ToolSettings, home
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
 from deployments.librarian import Librarian
 from deployments.llama_cpp import LlamaCpp
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
+from deployments.tools import Tools
 from deployments.trainer import Trainer
 from deployments.vector_store import VectorStore
 
@@ -36,7 +40,14 @@ def build(settings: Settings) -> Application:
     librarian = serve.deployment(Librarian).bind(retriever, settings.documents, folder)
     trainer = serve.deployment(Trainer).options(ray_actor_options={"num_cpus": 0}).bind(settings, folder)
     gateway = serve.deployment(serve.ingress()(Gateway))
-    return gateway.bind(llm, embedder, retriever, librarian, settings, folder, trainer=trainer)
+    tools = _tools(retriever, settings.tools, settings.rag, folder) if settings.tools.enabled else None
+    return gateway.bind(llm, embedder, retriever, librarian, settings, folder, tools, trainer=trainer)
+
+
+def _tools(retriever: Application, settings: ToolSettings, rag: RagSettings, folder: Path) -> Application:
+    """Reserves no CPU either: it waits for others most of the time."""
+    placed = serve.deployment(Tools).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=128)
+    return placed.bind(retriever, settings, rag, folder)
 
 
 def _reranker(model: str) -> Application:

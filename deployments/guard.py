@@ -46,6 +46,7 @@ NEEDED: tuple[tuple[str, KeyScope], ...] = (
     ("/v1/files", "documents"),
     ("/v1/vector_stores", "documents"),
     ("/v1/fine_tuning", "train"),
+    ("/v1/tools", "tools"),
     ("/train", "train"),
     ("/models", "train"),
     ("/metrics", "admin"),

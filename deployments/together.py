@@ -7,9 +7,10 @@ from dataclasses import replace
 from typing import Any
 
 from app.messages import Delta, Done, Timings, Usage
+from app.tools.runner import ToolRun
 from deployments.answering import Opened
 
-Answer = AsyncGenerator[Opened | Delta | Done]
+Answer = AsyncGenerator[Opened | Delta | ToolRun | Done]
 
 
 async def together(answers: Sequence[Answer], n: int) -> Answer:

@@ -9,8 +9,11 @@ from app.conversations import Place, Turn
 from app.errors import Unauthorized
 from app.keyring import Caller
 from app.messages import Delta, Done, End, Passage, Timings, Usage
+from app.settings import RagSettings, ToolSettings
+from deployments.tooling import Tooling
 
 DONE = Done((End("stop"),), Usage(prompt_tokens=7, completion_tokens=2), Timings(queued_s=0, prefill_s=0, decode_s=0))
+NO_TOOLS = Tooling(None, ToolSettings(), RagSettings())
 PLACE = Place("6f9619ff-8b86-d011-b42d-00cf4fc964ff", None, ())
 
 

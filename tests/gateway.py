@@ -28,6 +28,7 @@ from app.vectors import Floats, Space
 from deployments.gateway import Gateway
 from deployments.librarian import Librarian
 from deployments.retriever import Retriever
+from deployments.tools import Tools
 from deployments.vector_store import VectorStore
 
 MODEL, WINDOW, DIMENSION = "mindfu-demo", 2048, 64
@@ -179,11 +180,14 @@ async def whole(home: Path, settings: Settings | None = None, llm: object | None
     retriever = Retriever(embedder, store)
     librarian = Librarian(retriever, settings.documents, home)
     parts: list[Any] = [Local(part) for part in (llm or Echo(), embedder, retriever, librarian)]
-    gateway = Gateway(*parts, settings, home)
+    tools = Tools(retriever, settings.tools, settings.rag, home) if settings.tools.enabled else None
+    gateway = Gateway(*parts, settings, home, Local(tools) if tools else None)  # type: ignore[arg-type]
     try:
         async with gateway.open("127.0.0.1"):
             yield Whole(gateway, home)
     finally:
+        if tools:
+            await tools.close()
         await librarian.close()
         await store.close()
 

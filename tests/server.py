@@ -16,7 +16,7 @@ from deployments.answering import Answering, Ask
 from deployments.guard import Guard
 from deployments.metrics import Metrics
 from deployments.routes import generation, messages, refusals
-from tests.fakes import Handle, Keyring, Recorder, Streamed
+from tests.fakes import NO_TOOLS, Handle, Keyring, Recorder, Streamed
 
 
 def application(*routers: APIRouter, metrics: Metrics | None = None, max_body: int = 1_000_000) -> FastAPI:
@@ -52,6 +52,7 @@ class Server:
             fingerprint=lambda *_: "fp_1",
             llm=llm,
             settings=Settings(),
+            tooling=NO_TOOLS,
         )
         routers = generation.routes(gateway), messages.routes(gateway)
         self.app = application(*routers, metrics=self.metrics, max_body=max_body)

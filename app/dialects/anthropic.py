@@ -1,7 +1,8 @@
 """Requests of Anthropic's Messages API, translated for the engine. Pure functions over parsed JSON.
 
-Field by field after https://platform.claude.com/docs/en/api/messages; beyond it we take `rag`. A field is handled, or
-kept with the turn because it cannot change the answer, or refused by its name: never accepted and ignored.
+Field by field after https://platform.claude.com/docs/en/api/messages; beyond it we take `rag` and `server_tools`. A
+field is handled, or kept with the turn because it cannot change the answer, or refused by its name: never accepted and
+ignored.
 `cache_control` is taken anywhere and dropped: it moves from turn to turn, and our prefix cache needs no marks.
 """
 
@@ -16,6 +17,7 @@ from app.arguments import value_of
 from app.dialects.events import Json
 from app.errors import ContextTooLong, InvalidRequest, MindFuError, Overloaded, Unavailable, UnsupportedOption
 from app.messages import Generate, JsonFormat, Message, NamedTool, RagOptions, Sampling, Tool, ToolCall, ToolChoice
+from app.tools.offer import ServerTools, beside
 
 REFUSED = {
     "container": "code execution",
@@ -189,9 +191,12 @@ class CountRequest(BaseModel):
     thinking: ThinkingField | None = None
     output_config: OutputConfig | None = None
     output_format: OutputFormat | None = None
+    server_tools: ServerTools | None = None
 
-    def generate(self, request_id: str, tenant: str, model: str) -> Generate:
-        """For the engine. Raises InvalidRequest and UnsupportedOption, naming the field."""
+    def generate(self, request_id: str, tenant: str, model: str, served: Sequence[Tool] = ()) -> Generate:
+        """For the engine. served: the server's tools that it may call. Raises InvalidRequest and UnsupportedOption,
+        naming the field.
+        """
         self._only_known()
         system = _system(self.system)
         form = self.output_format or (self.output_config.format if self.output_config else None)
@@ -201,7 +206,7 @@ class CountRequest(BaseModel):
             tenant=tenant,
             model=model,
             messages=(*system, *internal(self.messages)),
-            tools=functions(self.tools or ()),
+            tools=beside(functions(self.tools or ()), served),
             tool_choice=_choice(choice),
             parallel_tool_calls=not (choice and choice.disable_parallel_tool_use),
             response_format=None if form is None else JsonFormat(json_schema=form.schema_),
@@ -237,7 +242,7 @@ class MessagesRequest(CountRequest):
     top_k: int | None = Field(None, ge=0, le=1_000_000)
     rag: bool | RagOptions | None = None
 
-    def generate(self, request_id: str, tenant: str, model: str) -> Generate:
+    def generate(self, request_id: str, tenant: str, model: str, served: Sequence[Tool] = ()) -> Generate:
         """For the engine. Every request has to name `max_tokens`, so clients name a large one: it yields to the
         window.
         """
@@ -246,7 +251,7 @@ class MessagesRequest(CountRequest):
             message = "stop_sequences: holds an empty string, which would end every answer at once."
             raise InvalidRequest(message, "stop_sequences")
         given = self.model_dump(include={"temperature", "top_p", "top_k"}, exclude_none=True)
-        asked = super().generate(request_id, tenant, model)
+        asked = super().generate(request_id, tenant, model, served)
         return asked.model_copy(
             update={"max_tokens": self.max_tokens, "clip": True, "stop": stops, "sampling": Sampling(**given)}
         )

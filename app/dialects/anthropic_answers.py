@@ -1,4 +1,6 @@
-"""Answers as Anthropic's messages, whole and as events. Beyond Anthropic's own an answer has `sources`."""
+"""Answers as Anthropic's messages, whole and as events. Beyond Anthropic's own an answer has `sources`
+and `tools_used`.
+"""
 
 from collections.abc import Iterable, Sequence
 from typing import Literal
@@ -9,6 +11,7 @@ from app.dialects.events import Event, Json
 from app.dialects.openai import sources
 from app.errors import MindFuError
 from app.messages import Delta, Done, End, Generate, Passage, ToolCallDelta, Usage
+from app.tools.runner import ToolRun
 
 Kind = Literal["thinking", "text", "tool_use"]
 REASONS = {"stop": "end_turn", "length": "max_tokens", "tool_calls": "tool_use"}
@@ -21,6 +24,7 @@ class MessageRenderer:
         self.generate, self.sources = generate, sources
         self.index = -1  # of the open block, or of the last one
         self.open: tuple[Kind, int] | None = None  # with the number of the call
+        self.used: list[str] = []  # of the server's tools
 
     def opening(self) -> Iterable[Event]:
         """The message without content."""
@@ -38,12 +42,16 @@ class MessageRenderer:
         for call in delta.tool_calls:
             yield from self._call(call)
 
+    def ran(self, run: ToolRun) -> None:
+        """Told with the end."""
+        self.used.append(run.line())
+
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:  # noqa: ARG002 - of every renderer
         """The end of the last block, why it ended, and what it cost."""
         yield from self._close()
         end = done.ends[0]
         told = {"stop_reason": _reason(end), "stop_sequence": end.stop}
-        yield _event("message_delta", delta=told, usage=usage(done.usage), sources=sources(self.sources))
+        yield _event("message_delta", delta=told, usage=usage(done.usage), **self._beside())
         yield _event("message_stop")
 
     def error(self, exc: MindFuError) -> Iterable[Event]:
@@ -54,7 +62,10 @@ class MessageRenderer:
         """The answer of a request that did not stream."""
         end = done.ends[0]
         message = self._message(blocks_of(choices[0].message()), _reason(end), end.stop, usage(done.usage))
-        return message | {"sources": sources(self.sources)}
+        return message | self._beside()
+
+    def _beside(self) -> Json:
+        return {"sources": sources(self.sources)} | ({"tools_used": self.used} if self.used else {})
 
     def _message(self, content: list[Json], reason: str | None, stop: str | None, counted: Json) -> Json:
         return {

@@ -12,6 +12,7 @@ from pydantic_core import to_json
 from app.answer import Choice
 from app.errors import MindFuError
 from app.messages import Delta, Done
+from app.tools.runner import ToolRun
 
 Json = dict[str, Any]
 
@@ -41,6 +42,9 @@ class Renderer(Protocol):
 
     def piece(self, delta: Delta) -> Iterable[Event]:
         """One delta."""
+
+    def ran(self, run: ToolRun) -> None:
+        """A call of the server's own tools was made: it is told in `tools_used` when the answer ends."""
 
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:
         """What ends a stream that did not fail. choices: the whole answers, as `whole` gets them."""

@@ -1,6 +1,7 @@
 """Answers as chat completions, whole and as chunks.
 
-Beyond OpenAI's own an answer has `reasoning_content` where the model reasons, and `sources` where it was given some.
+Beyond OpenAI's own an answer has `reasoning_content` where the model reasons, `sources` where it was given some, and
+`tools_used` where it called the server's tools.
 """
 
 import time
@@ -16,6 +17,7 @@ from app.dialects.openai_messages import external
 from app.dialects.openai_requests import ChatRequest, GenerationRequest
 from app.errors import MindFuError
 from app.messages import Alternative, Delta, Done, End, Generate, Passage, TokenLogprob, ToolCallDelta
+from app.tools.runner import ToolRun
 
 LEAST_LOGPROB = -9999.0  # JSON has no infinity
 PADDED_TO = 64  # bytes
@@ -67,6 +69,7 @@ class ChatRenderer:
     ) -> None:
         self.n, self.older_calls, self.sources, self.base_url = generate.n, request.older_calls, sources, base_url
         self.logprobs = generate.logprobs is not None
+        self.used: list[str] = []  # of the server's tools
         self.stream = Stream("chat.completion.chunk", "chatcmpl", request, generate, fingerprint)
 
     def opening(self) -> Iterable[Event]:
@@ -86,11 +89,15 @@ class ChatRenderer:
         if told or delta.logprobs:
             yield self.stream.chunk(_choice(delta.choice, told, delta.logprobs))
 
+    def ran(self, run: ToolRun) -> None:
+        """Told with the end."""
+        self.used.append(run.line())
+
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:
         """The finish reasons with citations, the sources with the last; then the usage if asked for."""
         for index, (choice, end) in enumerate(zip(choices, done.ends, strict=True)):
             cited = {"annotations": annotations(choice.text, self.sources, self.base_url)} if self.sources else {}
-            last = {"sources": sources(self.sources)} if index == len(choices) - 1 else {}
+            last = {"sources": sources(self.sources)} | self._used() if index == len(choices) - 1 else {}
             yield self.stream.chunk(_choice(index, cited, (), self._reason(end)), **last)
         yield from self.stream.end(done)
 
@@ -114,7 +121,11 @@ class ChatRenderer:
             "choices": told,
             "usage": usage(done.usage),
             "sources": sources(self.sources),
+            **self._used(),
         }
+
+    def _used(self) -> Json:
+        return {"tools_used": self.used} if self.used else {}
 
     def _message(self, choice: Choice) -> Json:
         message = external(choice.message())

@@ -10,6 +10,7 @@ from app.dialects.openai_chat import LEAST_LOGPROB, Stream
 from app.dialects.openai_requests import CompletionRequest
 from app.errors import MindFuError
 from app.messages import Delta, Done, End, Generate, TokenLogprob
+from app.tools.runner import ToolRun
 
 
 class CompletionRenderer:
@@ -34,6 +35,10 @@ class CompletionRenderer:
             told = logprobs(delta.logprobs, self.offsets[delta.choice]) if delta.logprobs else None
             self.offsets[delta.choice] += sum(_begun(token) for token in delta.logprobs)
             yield self.stream.chunk(_choice(delta.choice, delta.text, told))
+
+    def ran(self, run: ToolRun) -> None:
+        """Texts are continued without tools."""
+        raise NotImplementedError(run)
 
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:  # noqa: ARG002 - as other renderers
         """The finish reasons, then the usage if asked for."""

@@ -1,10 +1,11 @@
 """Requests to OpenAI's chat completions and completions, translated for the engine. Pure functions over parsed JSON.
 
 Field by field after https://platform.openai.com/docs/api-reference; beyond it we take `top_k`, `min_p`,
-`repeat_penalty`, `ignore_eos`, `chat_template_kwargs.enable_thinking` and `rag`. A field is handled, or kept with the
-turn because it cannot change the answer (Kept), or refused by its name: never accepted and ignored.
+`repeat_penalty`, `ignore_eos`, `chat_template_kwargs.enable_thinking`, `rag` and `server_tools`. A field is handled, or
+kept with the turn because it cannot change the answer (Kept), or refused by its name: never accepted and ignored.
 """
 
+from collections.abc import Sequence
 from typing import Annotated, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationInfo, field_validator
@@ -23,7 +24,8 @@ from app.dialects.openai_tools import (
     offered,
 )
 from app.errors import InvalidRequest, UnsupportedOption
-from app.messages import Generate, RagOptions, Sampling
+from app.messages import Generate, RagOptions, Sampling, Tool
+from app.tools.offer import PARAM, ServerTools
 
 NEUTRAL: dict[str, tuple[object, ...]] = {
     "audio": (),
@@ -173,15 +175,18 @@ class ChatRequest(GenerationRequest):
     reasoning_effort: Literal["none", "minimal", "low", "medium", "high", "xhigh", "max"] | None = None
     chat_template_kwargs: TemplateOptions | None = None
     rag: bool | RagOptions | None = None
+    server_tools: ServerTools | None = None
 
-    def generate(self, request_id: str, tenant: str, model: str) -> Generate:
-        """For the engine. Raises InvalidRequest for what cannot be honoured.
+    def generate(self, request_id: str, tenant: str, model: str, served: Sequence[Tool] = ()) -> Generate:
+        """For the engine. served: the server's tools. Raises InvalidRequest for what cannot be honoured.
 
         `max_completion_tokens` is the newer name and wins. A model that reasons does so at one effort: `none` and
         `minimal` switch it off, the others on.
         """
         self.only_known()
-        tools, choice = self._offer()
+        tools, choice = self._offer(served)
+        if served and (self.n or 1) > 1:
+            raise InvalidRequest(f"'{PARAM}' work for one answer: leave 'n' out, it is {self.n}.", "n")
         return Generate(
             request_id=request_id,
             tenant=tenant,
@@ -204,14 +209,15 @@ class ChatRequest(GenerationRequest):
         """Whether calls are to be told in OpenAI's older form, of which an answer has one at most."""
         return bool(self.functions)
 
-    def _offer(self) -> Offer:
+    def _offer(self, served: Sequence[Tool]) -> Offer:
         if self.functions and self.tools:
             raise InvalidRequest("'functions' is the older form of 'tools': send one of the two.", "functions")
         if self.functions:
-            return offered(self.functions, self.function_call, param="function_call")
+            return offered(self.functions, self.function_call, param="function_call", served=served)
         if isinstance(self.function_call, NamedFunction):
             raise InvalidRequest("'function_call' needs 'functions'.", "function_call")
-        return offered((tool.function for tool in self.tools or ()), self.tool_choice, param="tool_choice")
+        definitions = (tool.function for tool in self.tools or ())
+        return offered(definitions, self.tool_choice, param="tool_choice", served=served)
 
     def _thinking(self) -> bool | None:
         if self.chat_template_kwargs and self.chat_template_kwargs.enable_thinking is not None:

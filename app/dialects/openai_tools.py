@@ -1,7 +1,7 @@
 """Tools, which of them may be called, and the form of the answer, as chat completions ask for them. Pure functions."""
 
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Annotated, Any, Literal, NamedTuple
 
 from pydantic import Discriminator, Field, Tag
@@ -10,6 +10,7 @@ from app.dialects.events import Json
 from app.dialects.openai_messages import Exact, by_type
 from app.errors import InvalidRequest
 from app.messages import JsonFormat, JsonSchema, NamedTool, Tool, ToolChoice
+from app.tools.offer import beside
 
 NAME = r"^[A-Za-z0-9_.:/-]{1,128}$"
 
@@ -103,13 +104,19 @@ class Offer(NamedTuple):
     choice: ToolChoice
 
 
-def offered(definitions: Iterable[FunctionDefinition], choice: Choice | OlderChoice | None, *, param: str) -> Offer:
-    """The tools and the choice among them. Of allowed tools the others are not offered at all.
+def offered(
+    definitions: Iterable[FunctionDefinition],
+    choice: Choice | OlderChoice | None,
+    *,
+    param: str,
+    served: Sequence[Tool] = (),
+) -> Offer:
+    """The tools and the choice among them. Of allowed tools the others are not offered at all. served: the server's.
 
     Raises InvalidRequest for a schema that is no object's, two functions of one name, and a choice of what is not
     there. param: the choice's field.
     """
-    tools = tuple(_tool(definition) for definition in definitions)
+    tools = beside([_tool(definition) for definition in definitions], served)
     names = Counter(tool.name for tool in tools)
     if names and names.most_common(1)[0][1] > 1:
         raise InvalidRequest(f"Two tools are called '{names.most_common(1)[0][0]}'.", "tools")

@@ -5,7 +5,7 @@ answer reasons, then speaks, then calls. Nothing follows the last event, no `[DO
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.answer import Choice
@@ -25,6 +25,7 @@ from app.dialects.response_items import (
 )
 from app.errors import MindFuError
 from app.messages import Delta, Done, Message, Passage, TokenLogprob, ToolCall, ToolCallDelta, Usage
+from app.tools.runner import ToolRun
 from app.turns import RecordedTurn, TurnStatus
 
 Ending = Literal["in_progress", "completed", "incomplete", "failed", "cancelled"]
@@ -49,6 +50,7 @@ class Head:
     carried: bool = False  # reasoning comes with `encrypted_content`
     query: str = ""  # of a search of files
     results: bool = False  # a search tells what it found
+    used: tuple[str, ...] = ()  # calls of the server's tools, a line for each
 
     @property
     def own(self) -> str:
@@ -93,7 +95,8 @@ def response(
         "conversation": None if head.conversation_id is None else {"id": head.conversation_id},
         "sources": told_sources(head.sources),
     }
-    return head.echo | told | ({} if usage is None else {"usage": usage_told(usage)})
+    used = {"tools_used": list(head.used)} if head.used else {}
+    return head.echo | told | used | ({} if usage is None else {"usage": usage_told(usage)})
 
 
 def retold(head: Head, turn: RecordedTurn) -> Json:
@@ -203,6 +206,10 @@ class ResponseRenderer:
                 self.open.pieces.append(call.arguments)  # JSON as yet: told as text when it is whole
             elif call.arguments:
                 yield self._add("response.function_call_arguments.delta", call.arguments)
+
+    def ran(self, run: ToolRun) -> None:
+        """Told with the end."""
+        self.head = replace(self.head, used=(*self.head.used, run.line()))
 
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:  # noqa: ARG002 - told already
         """What is open ends, and the response with it."""

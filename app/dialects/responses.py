@@ -1,9 +1,9 @@
 """The Responses dialect of OpenAI: what a request asks for, and what of it is told again with the answer.
 
 Field by field after https://platform.openai.com/docs/api-reference/responses; beyond it we take the sampling fields of
-our chat completions and `rag`. A field is handled, or kept with the turn because it cannot change the answer, or
-refused by its name. Tools that OpenAI runs itself are the exception: clients offer them always, so they are left out,
-and kept. Pure functions over parsed JSON.
+our chat completions, `rag` and `server_tools`. A field is handled, or kept with the turn because it cannot change the
+answer, or refused by its name. Tools that OpenAI runs itself are the exception: clients offer them always, so they are
+left out, and kept. Pure functions over parsed JSON.
 """
 
 from collections.abc import Mapping, Sequence
@@ -17,7 +17,8 @@ from app.dialects.openai_requests import MOST_TOKENS, at_most
 from app.dialects.response_input import dereferenced, messages_of, references, require_answered_calls
 from app.dialects.response_tools import FileSearch, chosen, is_left_out, offered, searched
 from app.errors import InvalidRequest, UnsupportedOption
-from app.messages import Generate, JsonFormat, JsonSchema, Message, RagOptions, Sampling, Strict
+from app.messages import Generate, JsonFormat, JsonSchema, Message, RagOptions, Sampling, Strict, Tool
+from app.tools.offer import ServerTools, beside
 
 RECORDED = frozenset({
     "client_metadata", "prompt_cache_key", "prompt_cache_options", "prompt_cache_retention", "safety_identifier",
@@ -109,6 +110,7 @@ class InputRequest(BaseModel):
     text: Text | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = None
+    server_tools: ServerTools | None = None
 
     @property
     def conversation_id(self) -> str | None:
@@ -163,10 +165,11 @@ class InputRequest(BaseModel):
         model: str,
         history: Sequence[Message] = (),
         found: Mapping[str, Json] = NOTHING,
+        served: Sequence[Tool] = (),
     ) -> Generate:
-        """For the engine; see `messages`."""
-        functions, searches = [tool.internal() for tool in offered(self.tools or ())], self.file_search is not None
-        tools, choice = chosen(self.tool_choice, functions, searches=searches)
+        """For the engine; see `messages`. served: the server's tools that it may call."""
+        functions = beside([tool.internal() for tool in offered(self.tools or ())], served)
+        tools, choice = chosen(self.tool_choice, functions, searches=self.file_search is not None)
         return Generate(
             request_id=request_id,
             tenant=tenant,
@@ -187,7 +190,7 @@ class ResponsesRequest(InputRequest):
     store: bool | None = None
     include: list[Include] | None = Field(None, fail_fast=True)
     max_output_tokens: int | None = Field(None, ge=1, le=MOST_TOKENS)
-    max_tool_calls: int | None = Field(None, ge=1)  # of OpenAI's own tools, of which there are none here
+    max_tool_calls: int | None = Field(None, ge=1)  # of the server's tools
     metadata: Annotated[dict[str, Annotated[str, Field(max_length=512)]], at_most(16)] | None = None
     stream: bool | None = None
     stream_options: StreamOptions | None = None
@@ -248,9 +251,10 @@ class ResponsesRequest(InputRequest):
         model: str,
         history: Sequence[Message] = (),
         found: Mapping[str, Json] = NOTHING,
+        served: Sequence[Tool] = (),
     ) -> Generate:
-        """For the engine; see `InputRequest.messages`."""
-        prompt = super().generate(request_id, tenant, model, history, found)
+        """For the engine; see `InputRequest.generate`."""
+        prompt = super().generate(request_id, tenant, model, history, found, served)
         told = self.top_logprobs or "message.output_text.logprobs" in (self.include or ())
         return prompt.model_copy(
             update={

@@ -13,6 +13,8 @@ from app.dialects.openai_requests import MOST_TOKENS, Number
 from app.errors import InvalidRequest, MindFuError
 from app.messages import Delta, Done, Generate, Message, ModelFile, Passage, RagOptions, Sampling
 from app.settings import ChatSettings
+from app.tools.offer import ServerTools
+from app.tools.runner import ToolRun
 
 SESSION = Field(min_length=1, max_length=128, pattern=r"^[^\x00]+$")
 SessionName = Annotated[str, SESSION]
@@ -53,7 +55,7 @@ class ChatRequest(OwnRequest):
 
     messages: Annotated[list[ChatMessage], FailFast()] = Field(max_length=10_000)
     session_id: SessionName | None = None
-    enable_tools: bool | None = None
+    enable_tools: ServerTools | None = None
 
 
 class GenerateRequest(OwnRequest):
@@ -129,7 +131,7 @@ class About(NamedTuple):
 
 
 class OwnRenderer:
-    """One answer of /chat or /generate. tools: the calls that ran, which is looked at when the answer has ended."""
+    """One answer of /chat or /generate."""
 
     def __init__(self, about: About) -> None:
         self.about = about
@@ -145,6 +147,10 @@ class OwnRenderer:
             yield Event({"reasoning": delta.reasoning})
         if delta.text:
             yield Event({"token": delta.text})
+
+    def ran(self, run: ToolRun) -> None:
+        """Told with the end."""
+        self.tools.append(run.line())
 
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:
         """All that the whole answer tells."""

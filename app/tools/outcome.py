@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from pydantic_core import to_json
 
+from app.errors import MindFuError
 from app.tools.context import Context, Json
 from app.tools.failures import ToolFailed
 from app.tools.registry import ServerTool
@@ -36,7 +37,7 @@ async def outcome(tool: ServerTool, arguments: str, context: Context, *, max_cha
         async with asyncio.timeout(timeout_s):
             told = await tool.run(arguments, context)
         text = to_json(told, inf_nan_mode="null").decode()
-    except ToolFailed as failure:
+    except (ToolFailed, MindFuError) as failure:
         return refused(str(failure))
     except TimeoutError:
         return refused(f"'{tool.name}' did not answer within {timeout_s:g} s.")

@@ -11,8 +11,11 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mappi
 from itertools import groupby
 from typing import Literal
 
+from pydantic import JsonValue
+
 from app.arguments import value_of
 from app.messages import Strict, ToolCall
+from app.tools.context import Json
 from app.tools.outcome import Outcome, refused
 
 MOST_CALLS = 16  # of one turn of the model
@@ -45,6 +48,17 @@ class ToolRun(Strict):
         values = given.values() if isinstance(given, dict) else [given]
         shown = (value if isinstance(value, str) else json.dumps(value) for value in values)
         return f"{self.name}({', '.join(_cut(text) for text in shown)})"
+
+    def kept(self) -> Json:
+        """As it is kept with a turn, whose steps hold the result."""
+        return self.model_dump(mode="json", exclude={"result"})
+
+
+def used(extras: Mapping[str, JsonValue]) -> tuple[str, ...]:
+    """The lines of the runs that were kept with a turn, see `kept`."""
+    runs = extras.get("tool_runs")
+    kept = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
+    return tuple(ToolRun.model_validate({"result": ""} | run).line() for run in kept)
 
 
 class Runner:

@@ -19,6 +19,8 @@ from app.answer import Choice, gather
 from app.dialects.events import Renderer
 from app.errors import EngineFailed, MindFuError
 from app.messages import Delta, Done, Generate, RagOptions
+from app.tools.kit import NONE, Kit
+from app.tools.runner import ToolRun
 from deployments.answering import Ask, Opened
 from deployments.together import Answer
 
@@ -29,7 +31,14 @@ log = logging.getLogger(__name__)
 STREAM_HEADERS = {"cache-control": "no-cache", "x-accel-buffering": "no"}
 
 
-def ask_of(request: Request, generate: Generate, *, rag: bool | RagOptions | None, extras: dict[str, Any]) -> Ask:
+def ask_of(
+    request: Request,
+    generate: Generate,
+    *,
+    rag: bool | RagOptions | None,
+    extras: dict[str, Any],
+    kit: Kit = NONE,
+) -> Ask:
     """A parsed request with what its HTTP headers say. extras: what is only kept with the turn."""
     return Ask(
         generate=generate,
@@ -37,6 +46,7 @@ def ask_of(request: Request, generate: Generate, *, rag: bool | RagOptions | Non
         conversation_id=request.headers.get("x-conversation-id"),
         client=request.headers.get("user-agent"),
         key=request.state.caller.key,
+        kit=kit,
         extras=extras | {"x_request_id": request.state.x_request_id},
     )
 
@@ -58,7 +68,7 @@ async def send(
     headers = {"x-conversation-id": opened.conversation_id} if opened.conversation_id else {}
     if stream:
         return EventStream(answer, _events(answer, render, choices), headers | STREAM_HEADERS)
-    gathered, done = await _whole(answer, choices)
+    gathered, done = await _whole(answer, render, choices)
     return JSONResponse(render.whole(gathered, done), headers=headers)
 
 
@@ -75,13 +85,16 @@ class EventStream(StreamingResponse):
             await super().__call__(scope, receive, send)
 
 
-async def _whole(answer: Answer, n: int) -> tuple[tuple[Choice, ...], Done]:
+async def _whole(answer: Answer, render: Renderer, n: int) -> tuple[tuple[Choice, ...], Done]:
     deltas: list[Delta] = []
     async for item in answer:
         if isinstance(item, Done):
             return gather(deltas, n), item
-        assert isinstance(item, Delta)
-        deltas.append(item)
+        if isinstance(item, ToolRun):
+            render.ran(item)
+        else:
+            assert isinstance(item, Delta)
+            deltas.append(item)
     raise AssertionError  # an answer ends with Done or raises
 
 
@@ -92,6 +105,9 @@ async def _events(answer: Answer, render: Renderer, n: int) -> AsyncIterator[byt
         yield event.framed()
     try:
         async for item in answer:
+            if isinstance(item, ToolRun):
+                render.ran(item)
+                continue
             if isinstance(item, Delta):
                 deltas.append(item)
                 events = render.piece(item)

@@ -24,8 +24,9 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/chat/completions")
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer a chat, from the documents where they hold something."""
-        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
-        ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
+        kit = await gateway.tooling.kit(request.state.caller, body.server_tools, rag=body.rag)
+        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model), kit.tools)
+        ask = ask_of(request, generate, rag=body.rag, extras=body.kept(), kit=kit)
 
         base_url = str(request.base_url)
 

@@ -25,8 +25,9 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/messages")
     async def messages(request: Request, body: MessagesRequest) -> Response:
         """Answer a chat, from the documents where they hold something."""
-        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
-        ask = ask_of(request, generate, rag=body.rag, extras=body.kept())
+        kit = await gateway.tooling.kit(request.state.caller, body.server_tools, rag=body.rag)
+        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model), kit.tools)
+        ask = ask_of(request, generate, rag=body.rag, extras=body.kept(), kit=kit)
 
         def renderer(opened: Opened) -> MessageRenderer:
             return MessageRenderer(generate, opened.sources)
@@ -36,7 +37,8 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/v1/messages/count_tokens")
     async def count_tokens(request: Request, body: CountRequest) -> Json:
         """The tokens of a prompt by the model's own tokenizer and template, without what retrieval would add."""
-        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model))
+        kit = await gateway.tooling.kit(request.state.caller, body.server_tools)
+        generate = body.generate(request.state.request_id, tenant(request), gateway.served(body.model), kit.tools)
         measure: Measure = await call("language model", gateway.llm, "measure", generate, ())
         return {"input_tokens": measure.prompt_tokens}
 

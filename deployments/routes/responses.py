@@ -24,6 +24,7 @@ from app.errors import (
 from app.messages import Generate, Measure, Message
 from app.responses import Stored
 from app.shelves import Shelved
+from app.tools.runner import used
 from app.truncation import without_oldest
 from deployments.answering import Opened, Within
 from deployments.calls import call
@@ -60,7 +61,8 @@ def routes(gateway: "Gateway") -> APIRouter:
         """The tokens of a prompt, by the model's own tokenizer, without passages."""
         body.require_known()
         model, before = gateway.served(body.model or gateway.settings.llm.name), await _before(gateway, tenant, body)
-        prompt = body.generate(request.state.request_id, tenant, model, before.history, before.named)
+        kit = await gateway.tooling.kit(request.state.caller, body.server_tools)
+        prompt = body.generate(request.state.request_id, tenant, model, before.history, before.named, kit.tools)
         measure: Measure = await call("language model", gateway.llm, "measure", prompt, ())
         return {"object": "response.input_tokens", "input_tokens": measure.prompt_tokens}
 
@@ -114,10 +116,12 @@ def routes(gateway: "Gateway") -> APIRouter:
 async def _answer(gateway: "Gateway", tenant: str, request: Request, body: ResponsesRequest) -> Response:
     body.require_known()
     model, before = gateway.served(body.model), await _before(gateway, tenant, body)
-    asked = body.generate(request.state.request_id, tenant, model, before.history, before.named)
+    caller, most = request.state.caller, body.max_tool_calls
+    kit = await gateway.tooling.kit(caller, body.server_tools, rag=body.rag, max_calls=most)
+    asked = body.generate(request.state.request_id, tenant, model, before.history, before.named, kit.tools)
     generate = await _fitting(gateway, asked) if body.truncation == "auto" else asked
     echo = body.echo(int(time.time()), dropped=len(asked.messages) - len(generate.messages))
-    ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo))
+    ask = ask_of(request, generate, rag=body.rag, extras=body.kept(echo), kit=kit)
     if body.file_search is not None:
         ask = replace(ask, within=await _within(gateway, tenant, body, body.file_search))
     query = _query(generate.messages)
@@ -229,6 +233,7 @@ def _head(id_: str, stored: Stored, *, carried: bool = False, results: bool = Fa
         carried=carried,
         query=_query(stored.spoken),
         results=results,
+        used=used(turn.extras),
     )
 
 

@@ -1,6 +1,6 @@
 """POST /chat, whose history is on the server, and POST /generate, which has none."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -11,16 +11,18 @@ from fastapi.responses import JSONResponse, StreamingResponse
 from app.dialects.events import Event
 from app.dialects.openai_messages import internal
 from app.dialects.sessions import About, ChatRequest, GenerateRequest, OwnRenderer, OwnRequest, begun_anew, device
-from app.errors import InvalidRequest, NotFound, Unavailable, UnsupportedOption
-from app.messages import Delta, Done, Generate, Measure, Message
+from app.errors import InvalidRequest, NotFound, Unavailable
+from app.messages import Generate, Measure, Message
 from app.responses import INSTRUCTED
 from app.sessions import DEFAULT, Session, answered, is_whole
+from app.tools.kit import Kit
 from app.truncation import without_oldest
 from deployments.answering import Ask, Opened
 from deployments.calls import call
 from deployments.routes.answers import STREAM_HEADERS, ask_of, send
 from deployments.routes.bodies import Route
 from deployments.routes.callers import tenant
+from deployments.together import Answer
 
 if TYPE_CHECKING:
     from deployments.gateway import Gateway
@@ -41,8 +43,6 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.post("/chat")
     async def chat(request: Request, body: ChatRequest) -> Response:
         """Answer, and keep the history; no messages at all begin it anew. See docs/sessions.md."""
-        if body.enable_tools:
-            raise UnsupportedOption("This server has no tools yet; leave 'enable_tools' out.", "enable_tools")
         session = _session(request, body)
         model = gateway.served(body.model or gateway.current)
         about = About(model, device(gateway.layers(model)), request.state.x_request_id)
@@ -51,9 +51,11 @@ def routes(gateway: "Gateway") -> APIRouter:
             await gateway.recorder.read(gateway.sessions.move(session, None))
             anew = begun_anew(about._replace(session={"session_id": session.name, "dropped_messages": 0}))
             return _stream_of(anew) if body.stream else JSONResponse(anew)
+        kit = await _kit(gateway, request, body)
         before = await _history(gateway, session, said, request.headers.get("x-conversation-id"))
         generate, extras = _generate(gateway, request, body, model, (*before.messages, *said))
-        ask = ask_of(request, generate, rag=body.rag, extras=extras | {"session_id": session.name})
+        generate = generate.model_copy(update={"tools": kit.tools})
+        ask = ask_of(request, generate, rag=body.rag, extras=extras | {"session_id": session.name}, kit=kit)
         ask = replace(ask, conversation_id=before.conversation_id, dropped=await _dropped(gateway, generate))
         told = {"session_id": session.name, "dropped_messages": ask.dropped}
         answer = _kept(gateway, session, before, gateway.answering.answer(ask))
@@ -129,9 +131,15 @@ async def _dropped(gateway: "Gateway", request: Generate) -> int:
         kept = shorter
 
 
-async def _kept(
-    gateway: "Gateway", session: Session, before: History, answer: AsyncGenerator[Opened | Delta | Done]
-) -> AsyncGenerator[Opened | Delta | Done]:
+async def _kit(gateway: "Gateway", request: Request, body: ChatRequest) -> Kit:
+    """The tools that are asked for; where nobody asks, those that /command switched on, for who may have them."""
+    caller, wanted = request.state.caller, body.enable_tools
+    if wanted is None:
+        wanted = bool(gateway.follower.desired.control.tools) and gateway.tools is not None and caller.may("tools")
+    return await gateway.tooling.kit(caller, wanted, rag=body.rag, param="enable_tools")
+
+
+async def _kept(gateway: "Gateway", session: Session, before: History, answer: Answer) -> Answer:
     """The answer; once it has opened the session goes on with its conversation."""
     async with aclosing(answer):
         async for item in answer:
@@ -140,9 +148,7 @@ async def _kept(
             yield item
 
 
-async def _respond(
-    answer: AsyncGenerator[Opened | Delta | Done], ask: Ask, about: About, *, stream: bool | None
-) -> Response:
+async def _respond(answer: Answer, ask: Ask, about: About, *, stream: bool | None) -> Response:
     def renderer(opened: Opened) -> OwnRenderer:
         return OwnRenderer(about._replace(conversation_id=opened.conversation_id, sources=opened.sources))
 

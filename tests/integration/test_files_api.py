@@ -27,7 +27,7 @@ from deployments.librarian import Librarian
 from deployments.metrics import Metrics
 from deployments.routes import conversations, documents, files, refusals, responses, vector_stores
 from tests import documents as made
-from tests.fakes import DONE, Handle, Keyring, Streamed
+from tests.fakes import DONE, NO_TOOLS, Handle, Keyring, Streamed
 from tests.integration.test_conversations import chat
 from tests.library import retrieving
 from tests.openai_schema import validate, validate_event
@@ -90,6 +90,7 @@ async def library(pool: asyncpg.Pool, postgres_home: Path, tmp_path: Path) -> As
                 Metrics(),
             ),
             responses=Responses(pool),
+            tooling=NO_TOOLS,
             served=lambda model: model,
             librarian=Handle(**{name: getattr(librarian, name) for name in ("add_text", "list", "get", "delete")}),
             settings=Settings(documents=DocumentSettings(max_bytes=100_000)),

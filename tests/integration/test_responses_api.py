@@ -25,7 +25,7 @@ from deployments.answering import Answering
 from deployments.metrics import Metrics
 from deployments.routes import responses
 from tests.captures import Capture, captures
-from tests.fakes import Handle, Streamed
+from tests.fakes import NO_TOOLS, Handle, Streamed
 from tests.openai_schema import validate, validate_event
 from tests.server import application
 
@@ -64,6 +64,7 @@ class Server:
             llm=llm,
             settings=SimpleNamespace(llm=SimpleNamespace(name="m")),
             served=self.served,
+            tooling=NO_TOOLS,
         )
         app = application(responses.routes(gateway), metrics=metrics)
         transport = httpx2.ASGITransport(app, raise_app_exceptions=False)
