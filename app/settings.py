@@ -55,8 +55,8 @@ class LLMSettings(Strict):
     aliases: tuple[str, ...] = ()  # further names for the same model
     window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
     slots: int = Field(8, ge=1, le=192)  # answers decoded together; of llama.cpp's 256 sequences, 64 keep old prompts
-    cache_tokens: int | None = Field(None, ge=128)  # what all sequences may hold together; None: slots × window
-    prefix_tokens: int | None = Field(None, ge=0)  # of it, what old prompts may keep; None: window, 0: share nothing
+    cache_tokens: int | None = Field(None, ge=128)  # that all slots share; None: each has a window of its own
+    prefix_tokens: int | None = Field(None, ge=0)  # of a shared cache, what old prompts keep; 0: nothing is used again
     prefix_memory_bytes: int = Field(2**30, ge=0)  # beside the cache, for prompts that had to leave it
     queue: int = Field(64, ge=0)  # requests that may wait for a slot; one more is a 429
     cache_type_k: CacheType = "f16"  # how the cache stores keys: q8_0 takes half of the memory, for little loss
@@ -116,6 +116,11 @@ class LLMSettings(Strict):
         for name in self.models:
             self.of(name)
         return self
+
+    @property
+    def shares_cells(self) -> bool:
+        """Whether sequences share one cache, in which old prompts can stay, rather than have each a part of it."""
+        return self.cache_tokens is not None or bool(self.prefix_tokens)
 
     def of(self, name: str) -> "LLMSettings":
         """The settings of one model: the main one's, with what a further one says otherwise."""

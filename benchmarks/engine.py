@@ -128,7 +128,7 @@ def throughput(clients: int, rounds: int = 2, tokens: int = 64) -> Scenario:
 
     async def run(server: Server, number: int) -> Numbers:
         async def client(which: int) -> list[Heard]:
-            seeds = [1 + ((number * 100 + which) * 100 + turn) for turn in range(rounds)]
+            seeds = [1 + (((clients * 100 + number) * 100 + which) * 100 + turn) for turn in range(rounds)]
             return [
                 await ask(server, SAMPLING | {"messages": [user(text(48, seed))], "max_tokens": tokens, "seed": seed})
                 for seed in seeds
@@ -169,7 +169,7 @@ def schema(clients: int) -> Scenario:
 
     async def run(server: Server, number: int) -> Numbers:
         async def client(which: int) -> Heard:
-            seed = number * 100 + which
+            seed = 4_000_000 + (clients * 100 + number) * 100 + which
             body = {"messages": [user(text(48, seed))], "max_tokens": 160, "seed": seed, "response_format": wanted}
             return await ask(server, SAMPLING | {"ignore_eos": False} | body)
 

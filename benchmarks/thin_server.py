@@ -8,39 +8,38 @@ No checks, no records, no retrieval: the whole graph has a benchmark of its own,
 
 import json
 import sys
-from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import uvicorn
-from starlette.applications import Starlette
-from starlette.requests import Request
-from starlette.responses import JSONResponse, Response, StreamingResponse
-from starlette.routing import Route
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.llama.engine import Engine
 from app.messages import Delta, Done, Generate, JsonFormat, Message, Sampling
 from app.settings import LLMSettings
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "ignore_eos")
+HEADERS = [(b"content-type", b"text/event-stream")]
 
 
-def application(engine: Engine) -> Starlette:
-    """Routes: POST /v1/chat/completions, GET /health."""
+def application(engine: Engine) -> ASGIApp:
+    """Answers whatever is posted, wherever, as a chat completion."""
 
-    async def chat(request: Request) -> Response:
-        return StreamingResponse(_events(engine, _asked(await request.json())), media_type="text/event-stream")
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return
+        body, more = b"", True
+        while more:
+            message = await receive()
+            body, more = body + message.get("body", b""), message.get("more_body", False)
+        await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
+        if body:
+            async for item in engine.generate(_asked(json.loads(body))):
+                data = b"data: " + json.dumps(_chunk(item)).encode() + b"\n\n"
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+        await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
-    async def health(_: Request) -> Response:
-        return JSONResponse({"status": "ok"})
-
-    return Starlette(routes=[Route("/v1/chat/completions", chat, methods=["POST"]), Route("/health", health)])
-
-
-async def _events(engine: Engine, request: Generate) -> AsyncIterator[bytes]:
-    async for item in engine.generate(request):
-        yield b"data: " + json.dumps(_chunk(item)).encode() + b"\n\n"
-    yield b"data: [DONE]\n\n"
+    return app
 
 
 def _chunk(item: Delta | Done) -> dict[str, Any]:
@@ -68,7 +67,9 @@ def main() -> None:
     """Load the model and serve it on loopback."""
     path, port, settings = sys.argv[1:]
     engine = Engine(Path(path), LLMSettings.model_validate_json(settings))
-    uvicorn.run(application(engine), host="127.0.0.1", port=int(port), log_level="warning", access_log=False)
+    uvicorn.run(
+        application(engine), host="127.0.0.1", port=int(port), log_level="warning", access_log=False, lifespan="off"
+    )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,10 @@
-"""The KV cache of many sequences, and the batch that is fed to it. One thread at a time."""
+"""The KV cache of many sequences, and the batch that is fed to it. One thread at a time.
+
+Sequences have cells of their own, or share all of them. A row of the batch costs a look at the mask of every cell that
+its sequence might use: its own, or those of all. Shared cells hold a common beginning once, and one long sequence
+beside short ones; own cells are faster (docs/engine.md). Where sequences have cells of their own, llama.cpp decodes
+neighbours together, in the order of their numbers, and each gap between them costs one more pass over the weights.
+"""
 
 import ctypes
 from collections.abc import Sequence
@@ -8,7 +14,7 @@ import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 import numpy as np
 from numpy.typing import NDArray
 
-from app.errors import Misconfigured
+from app.errors import EngineFailed, Misconfigured
 from app.llama.adapters import Adapter
 from app.llama.model import Model, Tokens, library
 from app.settings import CacheType
@@ -17,6 +23,7 @@ NO_ROOM = 1  # llama_decode: no free cells for the batch, nothing was changed
 MOST_SEQUENCES = 256  # llama.cpp's own limit
 
 TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0, "q4_0": C.GGML_TYPE_Q4_0}
+WORTH_COPYING = 32  # tokens of a beginning; fewer are decoded again as fast
 FLASH = {
     "auto": C.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -33,9 +40,10 @@ class Storage(NamedTuple):
 
 
 class Context:
-    """One cache of `cells` tokens, which `sequences` share, and a batch of at most `batch_tokens` tokens.
+    """One cache of `cells` tokens for `sequences`, and a batch of at most `batch_tokens` tokens.
 
-    In a batch, tokens can be sampled at `outputs` rows at most. It is built in arrays that llama.cpp reads in place.
+    shared: any sequence may use any cell; else each has cells / sequences of its own. In a batch, tokens can be sampled
+    at `outputs` rows at most. It is built in arrays that llama.cpp reads in place.
     """
 
     def __init__(
@@ -46,10 +54,12 @@ class Context:
         sequences: int,
         batch_tokens: int,
         threads: int,
+        shared: bool = True,
         storage: Storage = Storage(),  # noqa: B008 — it is a constant
     ) -> None:
+        self.shared = shared
         params = C.llama_context_default_params()
-        params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, True
+        params.n_ctx, params.n_seq_max, params.kv_unified = cells, sequences, shared
         params.n_batch = params.n_ubatch = batch_tokens
         params.n_outputs_max = self.outputs = sequences  # fewer llama.cpp does not accept
         params.n_threads = params.n_threads_batch = threads
@@ -74,6 +84,7 @@ class Context:
         self._numbers = np.arange(sequences, dtype=np.int32)
         self._addresses = self._numbers.ctypes.data + self._numbers.itemsize * np.arange(sequences, dtype=np.uintp)
         self._sequence = np.full(size, self._addresses[0], np.uintp)  # llama.cpp wants a pointer to each row's sequence
+        self._place = np.arange(size)  # of each row, in what llama.cpp was given
         self._batch = C.llama_batch(
             token=self._token.ctypes.data_as(ctypes.POINTER(C.llama_token)),
             pos=self._position.ctypes.data_as(ctypes.POINTER(C.llama_pos)),
@@ -117,13 +128,26 @@ class Context:
 
     def decode(self) -> int:
         """Run the batch, which stays as it is. Returns llama_decode's code: 0 done, NO_ROOM, or a failure."""
+        if not self.shared:
+            self._put_in_order()
         self._batch.n_tokens = self.rows
         code: int = C.llama_decode(self.handle, self._batch)
         return code
 
+    def _put_in_order(self) -> None:
+        """Sort the rows by their sequences, those of one as they are."""
+        order = np.argsort(self._sequence[: self.rows], kind="stable")
+        for column in (self._token, self._position, self._wanted, self._sequence):
+            column[: self.rows] = column[order]
+        self._place[order] = np.arange(self.rows)
+
+    def place(self, row: int) -> int:
+        """Where llama.cpp has a row of the last batch."""
+        return int(self._place[row])
+
     def logits(self, row: int) -> NDArray[np.float32]:
         """What the model expects after a row of the last batch: a view, valid until the next decode. [vocabulary]"""
-        found = C.llama_get_logits_ith(self.handle, row)
+        found = C.llama_get_logits_ith(self.handle, self.place(row))
         return np.ctypeslib.as_array(found, shape=(self._model.vocab_size,))
 
     def use(self, adapter: Adapter | None) -> bool:
@@ -145,10 +169,13 @@ class Context:
         adapter.free()
 
     def share(self, source: int, target: int, length: int) -> bool:
-        """Give an empty sequence the first tokens of another, in the same cells.
+        """Give an empty sequence the first tokens of another: the same cells, or copies.
 
-        False, and the target stays empty, where the model's cache no longer has all of them (a sliding window).
+        False, and the target stays empty, where the model's cache no longer has all of them (a sliding window), or
+        where a copy is not worth it.
         """
+        if not self.shared:
+            return length >= WORTH_COPYING and self.restore(target, self.save(source), length)
         C.llama_memory_seq_cp(self._memory, source, target, 0, length)
         first, last = (get(self._memory, target) for get in (C.llama_memory_seq_pos_min, C.llama_memory_seq_pos_max))
         if (first, last) == (0, length - 1):
@@ -173,8 +200,11 @@ class Context:
         return True
 
     def copy(self, source: int, target: int) -> None:
-        """Give an empty sequence all that another one holds, in the same cells."""
-        C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        """Give an empty sequence all that another one holds: the same cells, or copies."""
+        if self.shared:
+            C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
+        elif not self.restore(target, self.save(source), self.held(source)):
+            raise EngineFailed(f"llama.cpp did not copy the cache of sequence {source} to {target}")
 
     def cut(self, sequence: int, length: int) -> None:
         """Take back what a sequence holds behind its first tokens."""

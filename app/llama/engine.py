@@ -44,7 +44,8 @@ class Engine:
         self._adapters = Adapters(settings.name)
         self._cells = settings.cache_tokens or settings.slots * settings.window
         keeps = self._model.keeps_every_token()
-        sequences = settings.slots + (KEPT_SEQUENCES if keeps else 0)
+        shared = not keeps or settings.shares_cells
+        sequences = settings.slots + (KEPT_SEQUENCES if keeps and shared else 0)
         threads = settings.threads or default_threads(self._bytes)
         self._context = Context(
             self._model,
@@ -52,11 +53,17 @@ class Engine:
             sequences=sequences,
             batch_tokens=settings.batch_tokens,
             threads=threads,
+            shared=shared,
             storage=Storage(settings.cache_type_k, settings.cache_type_v, settings.flash_attention),
         )
-        kept = (settings.window if settings.prefix_tokens is None else settings.prefix_tokens) if keeps else 0
-        stash = settings.prefix_memory_bytes
-        self._prefixes = PrefixCache(self._context, sequences=sequences, limit=kept, stash=stash)
+        kept = settings.window if settings.prefix_tokens is None else settings.prefix_tokens
+        self._prefixes = PrefixCache(
+            self._context,
+            sequences=sequences,
+            limit=kept if keeps and shared else 0,
+            stash=settings.prefix_memory_bytes,
+            shares=keeps and kept > 0,
+        )
         self._steps = StepLoop(
             self._model,
             self._context,

@@ -192,14 +192,15 @@ class Job:
 def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
     """How many prompt tokens of each job this step takes. loading: in order of admission; budget: tokens.
 
-    The shortest prompts go first, because they answer soonest; the oldest has half of the budget in any case.
+    The shortest prompts go first, because they answer soonest, and of some about as long the oldest. The oldest of all
+    has half of the budget in any case.
     """
     if not loading or budget <= 0:
         return []
     oldest = loading[0]
     shares = {oldest: min(oldest.left, (budget + 1) // 2)}
     budget -= shares[oldest]
-    for job in sorted(loading, key=lambda job: job.left):
+    for job in sorted(loading, key=lambda job: job.left.bit_length()):
         more = min(job.left - shares.get(job, 0), budget)
         shares[job] = shares.get(job, 0) + more
         budget -= more

@@ -1,10 +1,12 @@
 """The prefix cache: which sequences of the KV cache hold which tokens. Pure bookkeeping, one thread at a time.
 
 What a finished request leaves behind stays until its place is needed, the least recently used first, and then moves to
-the stash. A new request shares the longest beginning that it has in common with any sequence, running, kept or stashed,
-of the same owner: cells depend on the adapter, and another tenant's must not show in counts or times.
+the stash; at once, where sequences do not share their cells. A new request shares the longest beginning that it has in
+common with any sequence, running, kept or stashed, of the same owner: cells depend on the adapter, and another tenant's
+must not show in counts or times.
 """
 
+from bisect import insort
 from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
@@ -17,11 +19,13 @@ WORTH_COPYING = 32  # tokens: fewer are decoded again as fast
 class Cells(Protocol):
     """The KV cache.
 
-    share: give a free sequence the first `length` tokens of another, False where it cannot; save: copy a sequence out;
-    restore: give a free sequence the first `length` tokens of a copy, False for want of room.
+    share: give a free sequence the first `length` tokens of another, False where it cannot; copy: all of them; save:
+    copy a sequence out; restore: give a free sequence the first `length` tokens of a copy, False for want of room.
     """
 
     def share(self, source: int, target: int, length: int) -> bool: ...
+
+    def copy(self, source: int, target: int) -> None: ...
 
     def save(self, sequence: int) -> CellBytes: ...
 
@@ -52,15 +56,15 @@ class PrefixCounts:
 class PrefixCache:
     """Hands out the sequences of `cells`.
 
-    limit: tokens that finished requests may leave behind in the cells, 0 keeps nothing; stash: bytes beside them.
-    There are always more sequences than requests that run, where anything is kept.
+    shares: whether requests may have anything of each other; limit: tokens that finished ones may leave behind in the
+    cells; stash: bytes beside them. There are always more sequences than requests that run, where limit is above 0.
     """
 
-    def __init__(self, cells: Cells, *, sequences: int, limit: int, stash: int = 0) -> None:
+    def __init__(self, cells: Cells, *, sequences: int, limit: int, stash: int = 0, shares: bool = True) -> None:
         self._cells, self._limit, self._stash = cells, limit, Stash(stash)
-        self._free = list(range(sequences))
+        self._free = list(range(sequences))  # in order
         self._kept: dict[int, Holding] = {}  # by sequence, the least recently used first
-        self.shares = limit > 0
+        self.shares = shares
         self.counts = PrefixCounts()
 
     def begin(self, owner: Hashable, prompt: Tokens, running: Iterable[Holding] = ()) -> tuple[int, int]:
@@ -81,10 +85,19 @@ class PrefixCache:
         return sequence, length
 
     def take(self) -> int:
-        """An empty sequence."""
+        """An empty sequence, the first one."""
         if not self._free:
             self.evict()
-        return self._free.pop()
+        return self._free.pop(0)
+
+    def close_gap(self, sequence: int) -> int:
+        """Move a running sequence to the first free one, where that comes before it. Returns where it is then."""
+        if not self._free or self._free[0] > sequence:
+            return sequence
+        target = self.take()
+        self._cells.copy(sequence, target)
+        self.drop(sequence)
+        return target
 
     def keep(self, holding: Holding) -> None:
         """A request is over: keep what its sequence holds, instead of all that is a beginning of it."""
@@ -109,7 +122,7 @@ class PrefixCache:
     def drop(self, sequence: int) -> None:
         """A request is over, and nothing of it is worth keeping."""
         self._cells.forget(sequence)
-        self._free.append(sequence)
+        insort(self._free, sequence)
 
     def evict(self) -> bool:
         """Move the least recently used sequence out of the cells; False where none is kept."""

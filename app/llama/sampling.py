@@ -74,7 +74,7 @@ class Sampler:
         None where the vocabulary has no token that the grammar wants.
         """
         if self._grammar is None:
-            return int(C.llama_sampler_sample(self._chain, context.handle, row))
+            return int(C.llama_sampler_sample(self._chain, context.handle, context.place(row)))
         logits = context.logits(row)
         token, _ = _draw(logits, self._chain)
         if not self._allows(token):

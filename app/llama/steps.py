@@ -92,6 +92,7 @@ class StepLoop:
         self._patient: list[Request] = []  # admitted; they wait for a beginning that another one loads
         self._outgoing: dict[asyncio.AbstractEventLoop, list[tuple[Stream, Item]]] = defaultdict(list)
         self._flushed = 0.0
+        self._gaps = False  # in the step before, between sequences that have cells of their own
         self._mean_service_s = 1.0  # of a request that was admitted, moving
         self._drained: Future[None] | None = None  # since somebody asked for it
         self._closing = False
@@ -286,6 +287,8 @@ class StepLoop:
         jobs = [job for job in self._jobs if job.request.adapter is adapter]
         answering = [job for job in jobs if job.answering]
         loading = [job for job in jobs if not job.answering]
+        if not context.shared:
+            self._close_gaps()
         context.clear()
         if loading:
             self._flush(everything=True)  # the step will be a long one
@@ -303,6 +306,14 @@ class StepLoop:
             self._pace.observe(context.rows, time.perf_counter() - began)
         self._flush()
 
+    def _close_gaps(self) -> None:
+        """Have the running sequences be neighbours again, where for two steps nobody came to fill a gap."""
+        scattered = [job for job in self._jobs if job.sequence >= len(self._jobs)]
+        if scattered and self._gaps:
+            for job in scattered:
+                job.sequence = self._prefixes.close_gap(job.sequence)
+        self._gaps = bool(scattered)
+
     def _add_answers(self, jobs: list[Job], *, speculate: bool) -> None:
         """Put the newest token of each answer into the batch, and behind it as much of its draft as pays."""
         rows, limit = len(jobs), self._limits.speculation if speculate else 0
@@ -314,7 +325,7 @@ class StepLoop:
             if longest > 0:
                 job.draft = continuation(job.history[: job.known], longest)
             if job.draft:
-                job.tried = worthwhile(job.luck.rate, longest, rows=rows, seconds=self._pace.seconds)
+                job.tried = worthwhile(job.luck.rate, longest, rows=rows, seconds=self._seconds(len(jobs)))
             if job.tried:
                 rows, room = rows + job.tried, room - job.tried
                 job.row = self._context.add(job.sequence, [job.token, *job.draft[: job.tried]], job.fed)
@@ -325,6 +336,12 @@ class StepLoop:
         )
         for row, job in enumerate(plain, first):
             job.row = row
+
+    def _seconds(self, answers: int) -> Callable[[int], float]:
+        """The time of a step by its rows. Drafts of sequences with cells of their own take a pass of their own."""
+        if self._context.shared or answers == 1:
+            return self._pace.seconds
+        return lambda rows: self._pace.seconds(answers) + (self._pace.seconds(rows - answers) if rows > answers else 0)
 
     def _add_prompts(self, loading: list[Job], adapters: int) -> list[tuple[Job, int]]:
         """Fill the batch with prompts, as far as running answers can wait for it."""

@@ -48,9 +48,9 @@ async def test_each_request_is_answered_by_its_adapter(engine: Engine):
 
 async def test_cells_are_not_shared_between_adapters(engine: Engine):
     """The same prompt was read with other weights."""
-    await answer(engine, asked("the same", max_tokens=3))
-    _, other = await answer(engine, asked("the same", max_tokens=3, adapter="x"))
-    _, again = await answer(engine, asked("the same", max_tokens=3, adapter="x"))
+    await answer(engine, asked("the same " * 9, max_tokens=3))
+    _, other = await answer(engine, asked("the same " * 9, max_tokens=3, adapter="x"))
+    _, again = await answer(engine, asked("the same " * 9, max_tokens=3, adapter="x"))
     assert (other.usage.cached_tokens, again.usage.cached_tokens) == (0, again.usage.prompt_tokens - 1)
 
 

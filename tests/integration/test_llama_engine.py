@@ -307,8 +307,9 @@ async def test_without_room_in_the_cache_the_youngest_makes_way(random_gguf: Pat
     prefixes = PrefixCache(context, sequences=2, limit=0)
     steps = StepLoop(model, context, Admission(slots=2, cells=10**6, queue=0), prefixes, Limits())
     streams = [Stream(asyncio.get_running_loop()) for _ in range(2)]
-    for token, stream in enumerate(streams, 65):
-        steps.enter(request(model, np.full(100, token, np.int32), 100, stream))
+    with steps._change:  # at the same time
+        for token, stream in enumerate(streams, 65):
+            steps.enter(request(model, np.full(100, token, np.int32), 100, stream))
     elder, younger = [await last(stream) for stream in streams]
     assert isinstance(younger, EngineFailed)
     assert isinstance(elder, Done)

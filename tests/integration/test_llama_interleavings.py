@@ -31,7 +31,8 @@ pytestmark = pytest.mark.integration
 ADAPTERS = (None, "one", "two")
 PROMPTS = ("the", "the low", "the lower house", "a b c " * 12, "a b c " * 12 + "d", "in the outer one " * 6)
 LENGTH = 24  # tokens of an answer, at most
-ENGINE = {"slots": 4, "cache_tokens": 512, "batch_tokens": 64, "stall_s": 0.005, "speculation": 8, "queue": 64}
+ENGINE = {"slots": 4, "batch_tokens": 64, "stall_s": 0.005, "speculation": 8, "queue": 64}
+CELLS = {"shared cells": {"cache_tokens": 512}, "own cells": {}}
 
 
 class Alone(NamedTuple):
@@ -167,10 +168,10 @@ def reference(folder: Path) -> Iterator[Reference]:
     reference.close()
 
 
-@pytest.fixture(scope="module")
-def engine(folder: Path) -> Iterator[Engine]:
+@pytest.fixture(scope="module", params=CELLS)
+def engine(folder: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
     """One for all examples: each finds the cache as the ones before left it."""
-    with running(folder / "base.gguf", **ENGINE) as engine:
+    with running(folder / "base.gguf", **ENGINE, **CELLS[request.param]) as engine:
 
         async def load() -> None:
             for name in ADAPTERS[1:]:
@@ -229,14 +230,15 @@ def test_any_interleaving_says_what_each_says_alone(engine: Engine, reference: R
         stats = engine.stats()
         assert (stats.failed, stats.cells_reserved, stats.waiting) == (0, 0, 0)
         assert sequences_held(engine) == stats.kept_sequences
-        assert stats.kept_tokens <= ENGINE["cache_tokens"]
+        assert stats.kept_tokens <= 512
 
     check()
     stats = engine.stats()
     print(f"ε {reference.near:.4f}, {seen}")  # noqa: T201 — the flip rate, with `pytest -s`
     assert seen["answers"] > 100
     assert seen["flips"] <= seen["near"] <= 0.4 * seen["answers"]
-    assert min(stats.cached_tokens, stats.evictions, stats.cancelled, stats.accepted_tokens) > 0
+    assert min(stats.cached_tokens, stats.stashed_bytes, stats.cancelled, stats.accepted_tokens) > 0
+    assert bool(stats.evictions) == engine._context.shared
     assert stats.adapter_switches > 10
 
 

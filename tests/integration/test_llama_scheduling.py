@@ -123,7 +123,7 @@ async def test_a_draft_ends_where_the_answer_ends(alphabet: Engine):
 async def test_what_was_drafted_and_not_said_is_not_kept(folder: Path):
     """The next turn finds exactly prompt and answer in the cache, whatever was tried meanwhile."""
     request = asked("ab ab ab ab", max_tokens=60)
-    with running(folder / "random.gguf", speculation=16) as engine:
+    with running(folder / "random.gguf", speculation=16, prefix_tokens=512) as engine:
         await answer(engine, request)
         (kept,) = engine._prefixes._kept.values()
         assert engine._context.held(kept.sequence) == len(kept.tokens)

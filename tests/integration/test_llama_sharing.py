@@ -14,6 +14,7 @@ from app.messages import Delta, Message, Sampling
 
 pytestmark = pytest.mark.integration
 
+CELLS = {"own cells": {}, "shared cells": {"prefix_tokens": 512}}
 SLOW = Shape(embedding=256, layers=4, heads=4, kv_heads=2, feed_forward=1024)  # prefill is felt
 
 
@@ -22,9 +23,9 @@ def gguf(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return random_model(tmp_path_factory.mktemp("models") / "random.gguf", seed=35, quantized=False)
 
 
-@pytest.fixture
-def engine(gguf: Path) -> Iterator[Engine]:
-    with running(gguf, window=512, speculation=0) as engine:
+@pytest.fixture(params=CELLS)
+def engine(gguf: Path, request: pytest.FixtureRequest) -> Iterator[Engine]:
+    with running(gguf, window=512, speculation=0, **CELLS[request.param]) as engine:
         yield engine
 
 
@@ -147,8 +148,8 @@ async def test_another_tenant_learns_nothing_from_counts_or_time(kept: str, tmp_
     def request(tenant: str, secret: str) -> object:
         return asked(f"The password is {secret}. " * 15, tenant=tenant, max_tokens=1)
 
-    limit = {} if kept == "in the cache" else {"prefix_tokens": 400}  # room for one of these prompts
-    with running(model, window=1024, **limit) as engine:
+    limit = 1024 if kept == "in the cache" else 400  # room for one of these prompts
+    with running(model, window=1024, prefix_tokens=limit) as engine:
 
         async def probe(tenant: str, secret: str) -> tuple[float, int]:
             began = time.perf_counter()
@@ -159,7 +160,7 @@ async def test_another_tenant_learns_nothing_from_counts_or_time(kept: str, tmp_
         for number in range(5):
             secret, guess = f"open{number}", f"shut{number}"
             await probe("owner", secret)
-            if limit:
+            if kept == "in memory":
                 await probe("owner", f"else{number}")
             own.append(await probe("owner", secret))
             right.append(await probe(f"spy{number}", secret))
@@ -183,6 +184,21 @@ async def test_several_answers_share_one_prefill(engine: Engine):
     assert done.usage.completion_tokens == 48
     assert engine.stats().steps - before.steps == 12  # one of them loads the prompt, all four draw from it
     assert engine.stats().prompt_tokens - before.prompt_tokens == done.usage.prompt_tokens
+
+
+async def test_neighbours_are_decoded_together(gguf: Path):
+    """Of four answers the first ends: once nobody takes its place the last moves there, and all say what they would."""
+    requests = [asked(f"{number} of four " * 3, max_tokens=20 + 20 * number) for number in range(4)]
+    with running(gguf, window=512, speculation=0) as engine:
+        alone = [(await answer(engine, request))[0] for request in requests]
+    with running(gguf, window=512, speculation=0) as engine:
+        together = [asyncio.create_task(answer(engine, request)) for request in requests]
+        places = set[tuple[int, ...]]()
+        while not all(task.done() for task in together):
+            places.add(tuple(sorted(job.sequence for job in tuple(engine._steps._jobs))))
+            await asyncio.sleep(0)
+        assert [(await task)[0] for task in together] == alone
+    assert {(0, 1, 2, 3), (0, 1, 2), (0, 1), (0,)} <= places
 
 
 async def test_choices_are_the_same_for_the_same_seed(engine: Engine):

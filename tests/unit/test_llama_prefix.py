@@ -35,6 +35,10 @@ class Table:
         self.tokens[target] = saved[:length].tolist()
         return True
 
+    def copy(self, source: int, target: int) -> None:
+        assert target not in self.tokens, "a sequence in use was handed out"
+        self.tokens[target] = self.tokens[source]
+
     def forget(self, sequence: int) -> None:
         self.tokens.pop(sequence, None)
 
@@ -92,6 +96,20 @@ def test_a_running_sequence_gives_its_beginning_too():
     table.feed(sequence, [*range(10)])
     running = [Holding(sequence, OWNER, np.arange(6, dtype=np.int32))]  # so far
     assert prefixes.begin(OWNER, np.arange(9, dtype=np.int32), running)[1] == 6
+
+
+def test_a_gap_is_closed_by_moving_a_later_sequence():
+    """Into the first one that is free; one that has none before it stays."""
+    table = Table()
+    prefixes = cache(table, limit=0)
+    running = [prefixes.begin(OWNER, np.arange(number, number + 9, dtype=np.int32))[0] for number in range(3)]
+    for sequence in running:
+        table.feed(sequence, [sequence] * 5)
+    prefixes.drop(running[0])
+    assert prefixes.close_gap(running[2]) == running[0]
+    assert prefixes.close_gap(running[1]) == running[1]
+    assert table.tokens == {running[0]: [2] * 5, running[1]: [1] * 5}
+    assert prefixes.take() == running[2]
 
 
 @pytest.mark.parametrize("stranger", [(None, "other tenant"), ("adapter", "default")])
