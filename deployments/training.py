@@ -19,6 +19,7 @@ from app.runs import LIVE_S, MOST_ATTEMPTS, Run, Runs
 
 Alive = Literal["alive", "gone", "unknown"]
 MODULE = "train.run"
+END_S = 5.0  # that a process may take to end behind its run
 
 
 class Launcher(Protocol):
@@ -94,10 +95,14 @@ class Children:
             os.killpg(self._child[2].pid, signal.SIGKILL)
 
     def close(self) -> None:
-        """Let the run go on elsewhere, or later."""
-        if self._child is not None and self._child[2].poll() is None:
-            self._child[2].send_signal(signal.SIGTERM)
-            self._child[2].wait()
+        """Let a run that has not ended go on elsewhere, or later."""
+        if self._child is not None:
+            process = self._child[2]
+            try:
+                process.wait(END_S)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)
+                process.wait()
 
 
 def _silent(run: Run) -> float:

@@ -31,8 +31,12 @@ COMPONENTS = (
     "DeleteVectorStoreFileResponse",
     "DeleteVectorStoreResponse",
     "ErrorResponse",
+    "FineTuningJob",
     "ListFilesResponse",
+    "ListFineTuningJobCheckpointsResponse",
+    "ListFineTuningJobEventsResponse",
     "ListModelsResponse",
+    "ListPaginatedFineTuningJobsResponse",
     "ListVectorStoreFilesResponse",
     "ListVectorStoresResponse",
     "Model",
@@ -95,7 +99,10 @@ def trimmed(document: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain(schema: Any, *, named: bool = False) -> Any:
-    """A schema without prose. named: the keys are names of properties, not keywords."""
+    """A schema without prose. named: the keys are names of properties, not keywords.
+
+    `exclusiveMinimum: true` is JSON Schema's of 2013, which makes the minimum an exclusive one.
+    """
     if isinstance(schema, list):
         return [_plain(one) for one in schema]
     if not isinstance(schema, dict):
@@ -105,6 +112,8 @@ def _plain(schema: Any, *, named: bool = False) -> Any:
         for key, value in schema.items()
         if named or not (key in PROSE or key.startswith("x-") or key in {"nullable", "discriminator"})
     }
+    if not named and plain.get("exclusiveMinimum") is True:
+        plain["exclusiveMinimum"] = plain.pop("minimum")
     return {"anyOf": [plain, {"type": "null"}]} if not named and schema.get("nullable") is True else plain
 
 

@@ -122,7 +122,10 @@ async def test_anothers_thing_answers_like_one_that_never_was(
 
 
 NOT_OF_A_TENANT = ("/v1/models/", "/models/")
-ATTACKED_ELSEWHERE = ("/v1/files/", "/v1/vector_stores/")  # tests/integration/test_files_api.py
+ATTACKED_ELSEWHERE = (
+    "/v1/files/", "/v1/vector_stores/",  # tests/integration/test_files_api.py
+    "/train/", "/v1/fine_tuning/",  # tests/integration/test_training_api.py
+)  # fmt: skip
 
 
 def test_no_route_that_takes_an_id_was_forgotten():
