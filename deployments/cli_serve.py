@@ -50,7 +50,7 @@ def check(config: Config = DEFAULT, *, as_json: Json = False) -> int:
 
 
 def serve(config: Config = DEFAULT) -> int:
-    """Start everything and answer until Ctrl-C.
+    """Start everything and answer until Ctrl-C, or POST /shutdown.
 
     Exit status 0: stopped on request; 1: it failed to start or died; 2: bad configuration.
     """
@@ -73,9 +73,10 @@ def serve(config: Config = DEFAULT) -> int:
         if not _wait_until_running(process):
             return 1
         print(f"MindFu answers on {url}/v1 — `curl {url}/health` shows its parts, Ctrl-C stops it.", flush=True)
-        process.wait()
-        print("`serve run` ended by itself; its log lies under /tmp/ray/session_latest/logs/serve.", file=sys.stderr)
-        return 1
+        if not _wait_until_shut_down(process):
+            text = "`serve run` ended by itself; its log lies under /tmp/ray/session_latest/logs/serve."
+            print(text, file=sys.stderr)
+            return 1
     print("MindFu stopped.")
     return 0
 
@@ -170,6 +171,17 @@ def _wait_until_running(process: subprocess.Popen[bytes]) -> bool:
                 return False
         time.sleep(0.25)
     print(f"Not running after {START_TIMEOUT_S:.0f} s.", file=sys.stderr)
+    return False
+
+
+def _wait_until_shut_down(process: subprocess.Popen[bytes]) -> bool:
+    """Whether it was by POST /shutdown, which takes the applications away; False: `serve run` ended."""
+    from ray import serve as ray_serve
+
+    while process.poll() is None:
+        if not ray_serve.status().applications:
+            return True
+        time.sleep(1.0)
     return False
 
 

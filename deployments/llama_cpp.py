@@ -17,7 +17,7 @@ from weakref import WeakKeyDictionary
 import asyncpg
 
 from app.desired import Desired
-from app.errors import EngineFailed, InvalidRequest, Misconfigured, ModelNotFound
+from app.errors import Conflict, EngineFailed, InvalidRequest, Misconfigured, ModelNotFound
 from app.following import Follower
 from app.llama import devices, memory
 from app.llama.engine import SMALL_BYTES, Engine
@@ -106,11 +106,14 @@ class LlamaCpp:
         return await asyncio.to_thread(machine)
 
     async def load(self, name: str, adapter: str | None = None) -> None:
-        """Load a model now, and return when it is there. Raises what a request for it would."""
+        """Load a model now, and return when it is there. Raises Conflict where its settings or its file do not do."""
         name = self._known(name)
-        async with self.shelf.borrowed(name) as engine:
-            if adapter is not None:
-                await self._have_adapter(engine, name, adapter)
+        try:
+            async with self.shelf.borrowed(name) as engine:
+                if adapter is not None:
+                    await self._have_adapter(engine, name, adapter)
+        except Misconfigured as error:
+            raise Conflict(f"{name} cannot be loaded. {error}") from error
 
     async def check_layers(self, name: str, layers: int) -> None:
         """Raise InvalidRequest where this replica could not have so many layers of a model on GPUs: it has none."""

@@ -136,24 +136,27 @@ class OwnRenderer:
     def __init__(self, about: About) -> None:
         self.about = about
         self.tools: list[str] = []
+        self._told = 0  # of them
 
     def opening(self) -> Iterable[Event]:
         """Nothing."""
         return ()
 
     def piece(self, delta: Delta) -> Iterable[Event]:
-        """What there is of it."""
+        """What there is of it, behind the calls that ran since the last piece."""
+        yield from self._calls()
         if delta.reasoning:
             yield Event({"reasoning": delta.reasoning})
         if delta.text:
             yield Event({"token": delta.text})
 
     def ran(self, run: ToolRun) -> None:
-        """Told with the end."""
+        """Told with the next piece, and all together with the end."""
         self.tools.append(run.line())
 
     def closing(self, choices: Sequence[Choice], done: Done) -> Iterable[Event]:
         """All that the whole answer tells."""
+        yield from self._calls()
         yield Event({"done": True, **self.whole(choices, done)})
 
     def error(self, exc: MindFuError) -> Iterable[Event]:
@@ -174,6 +177,11 @@ class OwnRenderer:
             "sources": sources(self.about.sources),
         }
         return told | ({"reasoning": choice.reasoning} if choice.reasoning else {})
+
+    def _calls(self) -> Iterable[Event]:
+        for line in self.tools[self._told :]:
+            yield Event({"tool": line})
+        self._told = len(self.tools)
 
 
 def begun_anew(about: About) -> Json:

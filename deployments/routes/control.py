@@ -2,15 +2,18 @@
 
 import asyncio
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 from fastapi import APIRouter, Request
 
 from app.dialects.events import Json
 from app.dialects.sessions import CommandRequest, Switched, SwitchRequest, Told, device, model_entry
-from app.errors import ScopeMissing
+from app.errors import Conflict, ScopeMissing, Unavailable
 from app.machine import Machine
 from app.messages import ModelFile
+from app.registry import Training
 from app.steering import place, steer
 from deployments.calls import call
 from deployments.routes.bodies import Route
@@ -31,7 +34,10 @@ def routes(gateway: "Gateway") -> APIRouter:
         """What may be switched to, and what of it exists."""
         await gateway.look()
         files: tuple[ModelFile, ...] = await call(ENGINE, gateway.llm, "files")
-        entries = [entry for file in files for entry in _entries(gateway, file)]
+        trainings: dict[str, Training] = {}
+        with suppress(Unavailable):  # what is only told
+            trainings = await gateway.recorder.read(gateway.registry.trainings())
+        entries = [entry for file in files for entry in _entries(gateway, file, trainings)]
         return {"current": gateway.current, "models": entries}
 
     @router.post("/model/switch")
@@ -98,6 +104,8 @@ async def _mem(gateway: "Gateway", body: CommandRequest) -> Told:
 async def _tools(gateway: "Gateway", body: CommandRequest) -> Told:
     if body.value is not None:
         on = body.switch()
+        if on and gateway.tools is None:
+            raise Conflict("This server runs no tools: its setting tools.enabled is false.")
         await steer(gateway.registry, lambda control: control.model_copy(update={"tools": on}))
     else:
         on = bool(gateway.follower.desired.control.tools)
@@ -105,7 +113,7 @@ async def _tools(gateway: "Gateway", body: CommandRequest) -> Told:
     return Told(message=f"Tools are {state}.", current_value=state)
 
 
-def _entries(gateway: "Gateway", file: ModelFile) -> list[dict[str, Any]]:
+def _entries(gateway: "Gateway", file: ModelFile, trainings: Mapping[str, Training]) -> list[dict[str, Any]]:
     """A model, and its adapters as models of their own."""
     card = gateway.cards[file.name]
     entry = model_entry(
@@ -122,6 +130,8 @@ def _entries(gateway: "Gateway", file: ModelFile) -> list[dict[str, Any]]:
             "key": key,
             "name": key,
             "filename": adapter.path.rpartition("/")[2],
+            "exists": file.exists and (gateway.home / adapter.path).is_file(),
+            "size_bytes": adapter.size,
             "description": f"{file.name} with the adapter {adapter.version}",
             "recommended": gateway.adapter(file.name) == adapter.version,
             "loaded": card.loaded and adapter.version in card.adapters,
@@ -129,6 +139,7 @@ def _entries(gateway: "Gateway", file: ModelFile) -> list[dict[str, Any]]:
             "source": adapter.path,
             "is_finetuned": True,
             "base_model": file.name,
+            "training_data": training._asdict() if (training := trainings.get(adapter.name)) else None,
         }
         for adapter in adapters
         for key in (f"{file.name}:{adapter.version}",)

@@ -119,16 +119,25 @@ async def _dropped(gateway: "Gateway", request: Generate) -> int:
     if sum(message.role == "user" for message in kept) < 2:
         return 0
     while True:
-        texts = tuple(message.content for message in kept)
-        asked = request.model_copy(update={"messages": kept})
-        measure: Measure = await call("language model", gateway.llm, "measure", asked, texts)
-        answer = min(request.max_tokens or measure.window, measure.window // 4)
-        room = min(gateway.settings.chat.max_conversation_tokens, measure.window - answer)
-        excess = measure.prompt_tokens - room
-        shorter = without_oldest(kept, measure.text_tokens, excess) if excess > 0 else kept
+        excess, tokens = await _excess(gateway, request.model_copy(update={"messages": kept}))
+        shorter = without_oldest(kept, tokens, excess) if excess > 0 else kept
         if len(shorter) == len(kept):
             return len(request.messages) - len(kept)
         kept = shorter
+
+
+async def _excess(gateway: "Gateway", request: Generate) -> tuple[int, tuple[int, ...]]:
+    """Tokens that are too many, and those of each message. What tools cost is no part of the conversation's."""
+    texts = tuple(message.content for message in request.messages)
+    measure: Measure = await call("language model", gateway.llm, "measure", request, texts)
+    beyond_window = measure.prompt_tokens + min(request.max_tokens or 0, measure.window // 4) - measure.window
+    said = measure.prompt_tokens
+    if request.tools:
+        bare: Measure = await call(
+            "language model", gateway.llm, "measure", request.model_copy(update={"tools": ()}), ()
+        )
+        said = bare.prompt_tokens
+    return max(said - gateway.settings.chat.max_conversation_tokens, beyond_window), measure.text_tokens
 
 
 async def _kit(gateway: "Gateway", request: Request, body: ChatRequest) -> Kit:

@@ -27,10 +27,11 @@ class Loader:
         self.may = threading.Event()
         self.may.set()
         self.loaded: list[str] = []
+        self.refuses = "broken"
 
     def __call__(self, name: str) -> Fake:
         assert self.may.wait(10)
-        if name == "broken":
+        if name == self.refuses:
             raise Misconfigured("llm.model", "does not load", "Use another.")
         self.loaded.append(name)
         return Fake(name)
@@ -190,3 +191,47 @@ async def test_a_closed_shelf_keeps_nothing(loader: Loader):
     assert not one.warm()
     with pytest.raises(Unavailable):
         await use(one, "a")
+
+
+async def test_a_model_is_loaded_anew_while_requests_wait(loader: Loader):
+    """What runs ends on the old engine; who comes meanwhile gets the new one; two are never there at once."""
+    one = shelf(loader)
+    old = await use(one, "a")
+    loader.may.clear()
+    async with one.borrowed("a"):
+        renewing = asyncio.create_task(one.renew("a"))
+        while one.warm():  # noqa: ASYNC110 — a task's step sets no event
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(use(one, "a"))
+        await asyncio.sleep(0)
+        assert not old.closed
+    loader.may.set()
+    await renewing
+    new = await waiting
+    assert (old.closed, new.closed, new is old) == (True, False, False)
+    assert (one.loads, loader.loaded) == (2, ["a", "a"])
+
+
+async def test_what_is_not_loaded_is_not_loaded_anew(loader: Loader):
+    """The next request loads it."""
+    one = shelf(loader)
+    await one.renew("a")
+    assert loader.loaded == []
+
+
+async def test_a_model_that_does_not_load_anew_is_tried_again_when_asked_for(loader: Loader):
+    """Whoever waited is told why."""
+    one = shelf(loader)
+    await use(one, "a")
+    loader.refuses = "a"
+    async with one.borrowed("a"):
+        renewing = asyncio.create_task(one.renew("a"))
+        while one.warm():  # noqa: ASYNC110 — a task's step sets no event
+            await asyncio.sleep(0)
+        waiting = asyncio.create_task(use(one, "a"))
+        await asyncio.sleep(0)
+    await renewing
+    with pytest.raises(Misconfigured):
+        await waiting
+    loader.refuses = "broken"
+    assert not (await use(one, "a")).closed
