@@ -103,7 +103,7 @@ class Gateway:
         self.settings, self.home, self.secrets = settings, home, Secrets.from_env()
         self.tools, self.tooling = tools, Tooling(tools, settings.tools, settings.rag)
         self.trainer = trainer
-        self.metrics = Metrics()
+        self.metrics = Metrics(log_texts=settings.gateway.log_texts)
         self.started_at = int(time.time())
         self._opened = AsyncExitStack()
 
@@ -198,15 +198,35 @@ class Gateway:
         }
 
     async def readings(self) -> bytes:
-        """The Prometheus page. Without the engine's gauges while the engine does not answer: `engine_up` says so."""
-        engine: dict[str, float] = {}
+        """The Prometheus page. Without a part's gauges while it does not answer: `engine_up` says so."""
+        engine, librarian, adapters, training = await asyncio.gather(
+            self._stats("language model", self.llm),
+            self._stats("librarian", self.librarian),
+            self._adapters(),
+            self._training(),
+        )
+        readings = {f"engine_{name}": value for name, value in engine.items()}
+        readings |= {f"librarian_{name}": value for name, value in librarian.items()}
+        readings |= {"engine_up": float(bool(engine)), "spooled_turns": self.recorder.pending()}
+        readings |= {"training_running": float(training is not None)}
+        if training and training.get("total"):
+            readings["training_stage_done"] = training["done"] / training["total"]  # of the stage that runs
+        return self.metrics.page(readings, adapters)
+
+    async def _stats(self, part: str, handle: DeploymentHandle) -> dict[str, float]:
         with suppress(TimeoutError, MindFuError):
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                engine = await call("language model", self.llm, "stats")
-        readings = {f"engine_{name}": value for name, value in engine.items()}
-        return self.metrics.page(
-            readings | {"engine_up": float(bool(engine)), "spooled_turns": self.recorder.pending()}
-        )
+                stats: dict[str, float] = await call(part, handle, "stats")
+                return stats
+        return {}
+
+    async def _adapters(self) -> list[tuple[str, str]]:
+        """Model and version of each adapter, once for every engine of the cluster that holds it."""
+        with suppress(TimeoutError, MindFuError):
+            async with asyncio.timeout(HEALTH_TIMEOUT_S):
+                models = [member.models for member in await self.registry.members()]
+                return [(name, version) for held in models for name in held for version in held[name].loaded]
+        return []
 
     async def _training(self) -> dict[str, Any] | None:
         """The training run that is worked on; None: none is, or nobody can tell."""

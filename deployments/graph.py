@@ -22,6 +22,7 @@ from deployments.embedder import Embedder
 from deployments.gateway import Gateway
 from deployments.librarian import Librarian
 from deployments.llama_cpp import LlamaCpp
+from deployments.observed import observed
 from deployments.reranker import Reranker
 from deployments.retriever import Retriever
 from deployments.tools import Tools
@@ -32,25 +33,27 @@ from deployments.vector_store import VectorStore
 def build(settings: Settings) -> Application:
     """Bind the graph. Secrets are read here and in the replicas, and never stand in the YAML."""
     folder, secrets = home(), Secrets.from_env()
-    llm = serve.deployment(LlamaCpp).bind(settings.llm, folder, follow=True)
-    embedder = serve.deployment(Embedder).bind(settings.embedding, folder)
-    vectors = secrets.qdrant_url or serve.deployment(VectorStore).bind(folder)
+    llm = serve.deployment(observed(LlamaCpp, "engine", database=True)).bind(settings.llm, folder, follow=True)
+    embedder = serve.deployment(observed(Embedder)).bind(settings.embedding, folder)
+    vectors = secrets.qdrant_url or serve.deployment(observed(VectorStore)).bind(folder)
     reranker = _reranker(settings.rag.rerank) if settings.rag.rerank else None
-    retriever = serve.deployment(Retriever).bind(embedder, vectors, reranker, settings.rag.rerank_candidates)
-    librarian = serve.deployment(Librarian).bind(retriever, settings.documents, folder)
-    trainer = serve.deployment(Trainer).options(ray_actor_options={"num_cpus": 0}).bind(settings, folder)
-    gateway = serve.deployment(serve.ingress()(Gateway))
+    retriever = serve.deployment(observed(Retriever)).bind(embedder, vectors, reranker, settings.rag.rerank_candidates)
+    library = observed(Librarian, "librarian", database=True)
+    librarian = serve.deployment(library).bind(retriever, settings.documents, folder)
+    training = observed(Trainer, database=True)
+    trainer = serve.deployment(training).options(ray_actor_options={"num_cpus": 0}).bind(settings, folder)
+    gateway = serve.deployment(serve.ingress()(observed(Gateway, database=True)))
     tools = _tools(retriever, settings.tools, settings.rag, folder) if settings.tools.enabled else None
     return gateway.bind(llm, embedder, retriever, librarian, settings, folder, tools, trainer=trainer)
 
 
 def _tools(retriever: Application, settings: ToolSettings, rag: RagSettings, folder: Path) -> Application:
     """Reserves no CPU either: it waits for others most of the time."""
-    placed = serve.deployment(Tools).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=128)
+    placed = serve.deployment(observed(Tools, database=True)).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=128)
     return placed.bind(retriever, settings, rag, folder)
 
 
 def _reranker(model: str) -> Application:
     """Reserves no CPU, because the YAML that has no block for it may have given all of them away."""
-    placed = serve.deployment(Reranker).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64)
+    placed = serve.deployment(observed(Reranker)).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=64)
     return placed.bind(model)

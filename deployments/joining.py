@@ -13,6 +13,11 @@ from typing import Any
 from app.settings import params_file
 
 NAMESPACE = "serve"
+TRACING = {  # what makes Serve trace, see deployments/tracing.py
+    "OTEL_SERVICE_NAME": "mindfu",
+    "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH": "deployments.tracing:exporters",
+    "RAY_SERVE_TRACING_SAMPLING_RATIO": "1",
+}
 
 
 def environment(home: Path) -> None:
@@ -24,6 +29,7 @@ def environment(home: Path) -> None:
         token.touch(0o600)
         token.write_text(random.token_hex(32))
     for name, value in {
+        **(TRACING if os.environ.get("OTEL_EXPORTER_OTLP_ENDPOINT") else {}),
         "MINDFU_HOME": str(home),
         "MINDFU_PARAMS": str(params_file()),
         "RAY_ADDRESS": "local",  # a Ray of our own, even where another one runs

@@ -10,7 +10,9 @@ Once begun, taking in and letting go run to their end even if the client leaves.
 import asyncio
 import hashlib
 import logging
-from collections.abc import Coroutine, Sequence
+import time
+from collections.abc import Coroutine, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import Context
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -88,6 +90,7 @@ class Librarian:
         url = postgres_url or (secret.get_secret_value() if secret else None)
         self._pool = asyncio.create_task(open_pool(url, home))
         self._store = asyncio.create_task(self._open_documents())
+        self._counts = dict.fromkeys(("documents", "chunks", "failures", "deletions", "reading_s", "indexing_s"), 0.0)
         self._recovery = asyncio.Lock()
         self._leftovers = asyncio.Event()
         self._leftovers.set()  # of earlier processes, perhaps
@@ -155,7 +158,8 @@ class Librarian:
         key = (tenant, collection, hashlib.sha256(data).hexdigest())
         if known := await (await self._documents()).of_content(*key):
             return Added(document=known, duplicate=True)
-        read = await self._reader.read(data, name=name, media_type=media_type, sizes=sizes)
+        with self._counted("reading_s"):
+            read = await self._reader.read(data, name=name, media_type=media_type, sizes=sizes)
         document = new_document(tenant, collection, name, data, read, metadata or {}, title)
         return await self._to_its_end(self._take_in(document, data, read.chunks))
 
@@ -166,6 +170,10 @@ class Librarian:
         if bug := next((one for one in done if not isinstance(one, Added | MindFuError)), None):
             raise bug
         return tuple(one for one in done if isinstance(one, Added | MindFuError))
+
+    async def stats(self) -> dict[str, float]:
+        """What was done since the start: documents and chunks taken in, failures, deletions, seconds that they took."""
+        return dict(self._counts)
 
     async def settings(self) -> DocumentSettings:
         """What it was made with, so that others can read and cut as it does."""
@@ -232,12 +240,15 @@ class Librarian:
                 await self._let_go(held, row.document)
             document = await held.begin(document)
             try:
-                await asyncio.to_thread(self._files.keep, document, data)
-                await self._retriever.index(index_of(document, chunks), vectors)
-                await held.move(document, "ready")
+                with self._counted("indexing_s"):
+                    await asyncio.to_thread(self._files.keep, document, data)
+                    await self._retriever.index(index_of(document, chunks), vectors)
+                    await held.move(document, "ready")
             except Exception:
                 await self._discard(held, document)
                 raise
+            self._counts["documents"] += 1
+            self._counts["chunks"] += len(chunks)
             return Added(document=document, duplicate=False)
 
     async def _delete(self, document: Document) -> Document:
@@ -251,6 +262,7 @@ class Librarian:
             except Exception:
                 self._leftovers.set()
                 raise
+            self._counts["deletions"] += 1
             return document
 
     async def _let_go(self, held: Held, document: Document) -> None:
@@ -279,6 +291,18 @@ class Librarian:
                 logger.warning("Clearing unfinished documents away failed, and will be tried again: %s", error)
                 self._leftovers.set()
                 await asyncio.sleep(RETRY_S)
+
+    @contextmanager
+    def _counted(self, name: str) -> Iterator[None]:
+        """Add the time of the block, and a failure where it fails."""
+        started = time.perf_counter()
+        try:
+            yield
+        except Exception:
+            self._counts["failures"] += 1
+            raise
+        finally:
+            self._counts[name] += time.perf_counter() - started
 
     async def _to_its_end(self, work: Coroutine[Any, Any, T]) -> T:
         """Await it, and let it finish if we are cancelled. In a context of its own: Serve cancels the calls that a
