@@ -49,7 +49,8 @@ def build(settings: Settings) -> Application:
 
 def _tools(retriever: Application, settings: ToolSettings, rag: RagSettings, folder: Path) -> Application:
     """Reserves no CPU either: it waits for others most of the time."""
-    placed = serve.deployment(observed(Tools, database=True)).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=128)
+    part = observed(Tools, database=True)
+    placed = serve.deployment(part).options(ray_actor_options={"num_cpus": 0}, max_ongoing_requests=128)
     return placed.bind(retriever, settings, rag, folder)
 
 
