@@ -2,18 +2,19 @@
 
     server = McpServer("github", settings)
     connection = asyncio.create_task(server.forever())       # connects, and connects again whenever that was lost
-    server.tools                                             # github__create_issue, …; none while it is away
+    server.tools                                             # github__create_issue, …
 
 A server is a program that is started here and spoken to by its standard streams, or a URL (streamable HTTP). Its tools'
-schemas are passed through as they are. A call that fails because the server ended is not made again: nobody knows
-whether it was done.
+schemas are passed through as they are. While it is away its tools stay, and say so when they are called. A call that
+fails because the server ended is not made again: nobody knows whether it was done.
 """
 
 import asyncio
 import logging
 import re
+import time
 from collections.abc import AsyncIterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Any, Self
 
@@ -22,6 +23,7 @@ from mcp import MCPError, StdioServerParameters
 from mcp.client import Client
 from mcp.client.stdio import stdio_client
 from mcp.client.streamable_http import streamable_http_client
+from mcp.client.subscriptions import ListenNotSupportedError, SubscriptionLost
 from mcp_types import CONNECTION_CLOSED, REQUEST_TIMEOUT, CallToolResult, TextContent, ToolListChangedNotification
 from mcp_types import Tool as Told
 
@@ -34,7 +36,8 @@ from app.tools.registry import ServerTool
 
 START_S = 30.0  # that a server may take to say what it offers
 ASKED_AGAIN_S = 300.0  # what it offers
-BACKOFF_S = (1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+BACKOFF_S = (0.1, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+LASTING_S = 10.0  # a connection that was lost sooner counts as failed
 MOST_TOOLS = 128  # of one server
 NAME_CHARS = 64  # that OpenAI's clients take
 
@@ -44,7 +47,7 @@ log = logging.getLogger(__name__)
 class McpServer:
     """One server. variables: the environment, of which it gets what its settings name.
 
-    tools: what it offers, under `<name>__<tool>`. state: `ok`, or why it is away.
+    tools: what it offers, as `<name>__<tool>`. state: `ok`, or why it is away.
     """
 
     def __init__(self, name: str, settings: McpSettings, variables: Mapping[str, str]) -> None:
@@ -59,12 +62,13 @@ class McpServer:
         """Be connected, until cancelled."""
         failures = 0
         while True:
+            started = time.monotonic()
             try:
                 await self._connected()
-                failures = 0
+                self._away("it ended, and is started again" if self._settings.command else "the connection was lost")
             except Exception as error:  # noqa: BLE001 – a loop's edge: whatever a server does, it is tried again
                 self._away(_reason(error))
-                failures += 1
+            failures = 0 if time.monotonic() - started > LASTING_S else failures + 1
             await asyncio.sleep(BACKOFF_S[min(failures, len(BACKOFF_S) - 1)])
 
     async def _connected(self) -> None:
@@ -75,6 +79,7 @@ class McpServer:
             self._transport() as streams,
             Client(_Given(streams), message_handler=self._heard) as client,
         ):
+            listening = asyncio.create_task(self._listen(client))
             try:
                 await self._learn(client)
                 starting.reschedule(None)
@@ -87,11 +92,12 @@ class McpServer:
                         await self._learn(client)
             finally:
                 self._client = None
-        self._away("it ended, and is started again" if self._settings.command else "the connection was lost")
+                listening.cancel()
+                await asyncio.gather(listening, return_exceptions=True)
 
     def _away(self, reason: str) -> None:
         log.warning("The MCP server '%s' is away: %s", self.name, reason)
-        self.tools, self.state = (), reason
+        self.state = reason
         self.known.set()
 
     @asynccontextmanager
@@ -123,6 +129,13 @@ class McpServer:
         if name not in self._variables:
             raise KeyError(f"the environment variable {name} is not set")
         return self._variables[name]
+
+    async def _listen(self, client: Client) -> None:
+        """Servers of newer versions of the protocol tell of changes to who listens, older ones tell everybody."""
+        with suppress(ListenNotSupportedError, SubscriptionLost, MCPError, TimeoutError):
+            async with client.listen(tools_list_changed=True) as changes:
+                async for _ in changes:
+                    self._changed.set()
 
     async def _heard(self, message: object) -> None:
         if isinstance(message, ToolListChangedNotification):
@@ -169,6 +182,7 @@ class McpServer:
         except MCPError as error:
             if error.code == REQUEST_TIMEOUT:
                 raise TimeoutError from error
+            self._changed.set()  # look whether it is still there, and what it offers
             if error.code == CONNECTION_CLOSED:
                 raise ToolFailed(f"The MCP server '{self.name}' ended while it worked on this.") from error
             raise ToolFailed(f"The MCP server '{self.name}' refused: {error.message}") from error
