@@ -10,27 +10,33 @@ from typing import Any
 import asyncpg
 import httpx
 import pytest
+from engines import until
 
-from app.errors import EngineFailed
+from app.errors import EngineFailed, MindFuError, Unavailable
 from app.messages import Delta, Generate
 from app.settings import ChatSettings, Settings
 from tests.gateway import MODEL, Echo, Whole, whole
+from tests.integration.test_conversations import turn, user
 
 pytestmark = pytest.mark.integration
 
 
 class Listener(Echo):
-    """Answers `word <n>`, and knows what it was shown. failing: the next answers fail."""
+    """Answers `answer <n>`, and knows what it was shown. failing: how the next answers fail; sick: its health."""
 
     def __init__(self) -> None:
         self.shown: list[list[str]] = []
-        self.failing = 0
+        self.failing: list[MindFuError] = []
+        self.sick: MindFuError | None = None
+
+    async def check_health(self) -> None:
+        if self.sick:
+            raise self.sick
 
     async def generate(self, request: Generate):  # type: ignore[no-untyped-def]
         self.shown.append([f"{message.role}: {message.content}" for message in request.messages])
         if self.failing:
-            self.failing -= 1
-            raise EngineFailed("it broke")
+            raise self.failing.pop()
         async with aclosing(super().generate(request)) as items:
             async for item in items:
                 yield Delta(f"answer {len(self.shown)}", 1) if isinstance(item, Delta) else item
@@ -166,7 +172,7 @@ async def test_a_request_may_bring_its_own_system_prompt(http: httpx.AsyncClient
 async def test_a_question_that_got_no_answer_is_not_in_the_history(http: httpx.AsyncClient, llm: Listener):
     """Whoever still wants to know asks again."""
     await said(http, "one")
-    llm.failing = 1
+    llm.failing.append(EngineFailed("it broke"))
     failed = await http.post("/chat", json={"messages": [{"role": "user", "content": "two"}], "rag": False})
     assert (failed.status_code, failed.json()["error"]["code"]) == (500, "engine_failed")
     await said(http, "two")
@@ -271,3 +277,33 @@ async def test_a_malformed_request_is_refused_by_name(http: httpx.AsyncClient, b
     answer = await http.post("/chat", json=body)
     assert answer.status_code in {400, 404}
     assert answer.json()["error"]["param"] == param
+
+
+async def test_a_model_that_is_away_is_a_503_and_the_health_says_why(http: httpx.AsyncClient, llm: Listener):
+    """With the time to wait; the server goes on, and so does the session when the model is back."""
+    away = Unavailable("language model", "its process ended and is being replaced")
+    llm.failing.append(away)
+    answer = await http.post("/chat", json={"messages": [{"role": "user", "content": "hi"}], "rag": False})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+    assert answer.headers["retry-after"] == "2"
+    llm.sick = away
+    health = await http.get("/health")
+    assert (health.status_code, health.json()["status"]) == (503, "degraded")
+    assert "llm: The language model is not available" in health.json()["message"]
+    llm.sick = None
+    assert (await http.get("/health")).json()["message"] == "every part answers"
+    assert (await said(http, "hi"))["response"]
+
+
+async def test_a_history_that_nobody_knows_is_a_503(gateway: Whole, http: httpx.AsyncClient):
+    """While turns wait to be recorded. A client that brings the whole conversation is answered."""
+    await said(http, "one")
+    recorder = gateway.gateway.recorder
+    with recorder.spool.replaying():
+        recorder.spool.add(turn(user("It waits.")))
+        answer = await http.post("/chat", json={"messages": [{"role": "user", "content": "two"}], "rag": False})
+        assert (answer.status_code, answer.json()["error"]["code"]) == (503, "unavailable")
+        brought = [{"role": "assistant", "content": "Ask."}, {"role": "user", "content": "two"}]
+        answer = await http.post("/chat", json={"messages": brought, "rag": False})
+        assert (answer.status_code, answer.json()["conversation_id"]) == (200, None)
+    await until(lambda: recorder.pending() == 0)
