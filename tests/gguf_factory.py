@@ -153,6 +153,27 @@ def recurrent_model(path: Path, *, width: int = 64, layers: int = 2, state: int 
     return _written(writer, path)
 
 
+def sliding_model(path: Path, *, window: int = 32, shape: Shape = TINY, seed: int = 0) -> Path:
+    """A Gemma 2 of random weights: its first layer sees `window` tokens back, and its cache forgets what is behind."""
+    tokens, rng, head = vocabulary()[0], np.random.default_rng(seed), shape.embedding // shape.heads
+    writer = gguf.GGUFWriter(path, "gemma2")
+    _add_sizes(writer, shape, len(tokens), None)
+    _add_vocabulary(writer, CHATML)
+    writer.add_key_length(head)
+    writer.add_value_length(head)
+    writer.add_sliding_window(window)
+
+    def weights(rows: int, columns: int, scale: float = 1.0) -> NDArray[np.float32]:
+        return rng.standard_normal((rows, columns), np.float32) * np.float32(scale / np.sqrt(columns))
+
+    _add(writer, "token_embd.weight", weights(len(tokens), shape.embedding, 8.0), quantized=False)
+    _add_layers(writer, shape, weights, quantized=False)
+    for layer in range(shape.layers):
+        for norm in ("post_attention_norm", "post_ffw_norm"):
+            writer.add_tensor(f"blk.{layer}.{norm}.weight", np.ones(shape.embedding, np.float32))
+    return _written(writer, path)
+
+
 def constant_adapter(path: Path, token: int, *, strength: float = 2.0) -> Path:
     """A LoRA that makes a `chain_model` say one token over and over. strength: of its logit, where 1 is the model's."""
     size = len(vocabulary()[0])

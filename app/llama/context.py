@@ -175,12 +175,16 @@ class Context:
         where a copy is not worth it.
         """
         if not self.shared:
-            return length >= WORTH_COPYING and self.restore(target, self.save(source), length)
+            return length >= WORTH_COPYING and bool(self.restore(target, self.save(source), length))
         C.llama_memory_seq_cp(self._memory, source, target, 0, length)
-        first, last = (get(self._memory, target) for get in (C.llama_memory_seq_pos_min, C.llama_memory_seq_pos_max))
-        if (first, last) == (0, length - 1):
+        return self._whole(target, length)
+
+    def _whole(self, sequence: int, length: int) -> bool:
+        """Whether a sequence holds that many tokens, as far back as the next one looks. Else it is empty afterwards."""
+        first, last = (get(self._memory, sequence) for get in (C.llama_memory_seq_pos_min, C.llama_memory_seq_pos_max))
+        if first <= max(0, length + 1 - self._model.sliding_window) and last == length - 1:
             return True
-        self.forget(target)
+        self.forget(sequence)
         return False
 
     def save(self, sequence: int) -> NDArray[np.uint8]:
@@ -191,19 +195,27 @@ class Context:
         assert written == size, "the size was told a moment ago"
         return saved
 
-    def restore(self, target: int, saved: NDArray[np.uint8], length: int) -> bool:
-        """Give an empty sequence the first tokens of a copy. False, and it stays empty, where cells are wanting."""
-        if not C.llama_state_seq_set_data(self.handle, _bytes(saved), len(saved), target):
-            self.forget(target)
-            return False
+    def restore(self, target: int, saved: NDArray[np.uint8], length: int) -> int | None:
+        """Give an empty sequence the first tokens of a copy; get how many it holds then.
+
+        0 where the copy does not have all of them (a sliding window), None where cells are wanting.
+        """
+        if not self._load(target, saved):
+            return None
         self.cut(target, length)
-        return True
+        return length if self._whole(target, length) else 0
+
+    def _load(self, target: int, saved: NDArray[np.uint8]) -> bool:
+        if C.llama_state_seq_set_data(self.handle, _bytes(saved), len(saved), target):
+            return True
+        self.forget(target)
+        return False
 
     def copy(self, source: int, target: int) -> None:
         """Give an empty sequence all that another one holds: the same cells, or copies."""
         if self.shared:
             C.llama_memory_seq_cp(self._memory, source, target, -1, -1)
-        elif not self.restore(target, self.save(source), self.held(source)):
+        elif not self._load(target, self.save(source)):
             raise EngineFailed(f"llama.cpp did not copy the cache of sequence {source} to {target}")
 
     def cut(self, sequence: int, length: int) -> None:

@@ -166,6 +166,11 @@ class Model:
         source: bytes | None = C.llama_model_chat_template(self.handle, None)
         return None if source is None else source.decode()
 
+    @property
+    def sliding_window(self) -> int:
+        """How many tokens some layers see at most, their own included, and keep; the whole window where none slides."""
+        return int(C.llama_model_n_swa(self.handle)) or self.trained_window
+
     def keeps_every_token(self) -> bool:
         """Whether the cache has a cell for each token, so that beginnings can be shared; a recurrent state has none."""
         return not (C.llama_model_is_recurrent(self.handle) or C.llama_model_is_hybrid(self.handle))

@@ -20,7 +20,8 @@ class Cells(Protocol):
     """The KV cache.
 
     share: give a free sequence the first `length` tokens of another, False where it cannot; copy: all of them; save:
-    copy a sequence out; restore: give a free sequence the first `length` tokens of a copy, False for want of room.
+    copy a sequence out; restore: give a free sequence the first `length` tokens of a copy; 0 where it lacks some, None
+    for want of room.
     """
 
     def share(self, source: int, target: int, length: int) -> bool: ...
@@ -29,7 +30,7 @@ class Cells(Protocol):
 
     def save(self, sequence: int) -> CellBytes: ...
 
-    def restore(self, target: int, saved: CellBytes, length: int) -> bool: ...
+    def restore(self, target: int, saved: CellBytes, length: int) -> int | None: ...
 
     def forget(self, sequence: int) -> None: ...
 
@@ -78,7 +79,7 @@ class PrefixCache:
             self._touch(donor)
         sequence = self.take()
         if saved and longer >= length + WORTH_COPYING:
-            length = longer if self._restore(sequence, saved, longer) else 0
+            length = self._restore(sequence, saved, longer)
         elif length and not self._cells.share(donor, sequence, length):
             length = 0
         self.counts.hit_tokens += length
@@ -150,12 +151,12 @@ class PrefixCache:
             self._stash.put(holding.owner, holding.tokens, lambda: self._cells.save(holding.sequence))
             self.counts.stashed_bytes = self._stash.bytes
 
-    def _restore(self, sequence: int, saved: Saved, length: int) -> bool:
+    def _restore(self, sequence: int, saved: Saved, length: int) -> int:
         self._stash.touch(saved)
-        while not self._cells.restore(sequence, saved.cells, length):
+        while (held := self._cells.restore(sequence, saved.cells, length)) is None:
             if not self.evict():
-                return False
-        return True
+                return 0
+        return held
 
     def _donor(self, owner: Hashable, wanted: Tokens, running: Iterable[Holding]) -> tuple[int, int]:
         best, length = -1, 0

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 from engines import GREEDY, alphabet_model, answer, answers, asked, idle, running, sequences_held, until
-from gguf_factory import Shape, random_model, recurrent_model
+from gguf_factory import Shape, random_model, recurrent_model, sliding_model
 
 from app.llama.engine import Engine
-from app.messages import Delta, Message, Sampling
+from app.messages import Delta, Generate, Message, Sampling
 
 pytestmark = pytest.mark.integration
 
@@ -312,3 +312,27 @@ async def test_who_waits_for_a_beginning_is_served_when_its_loader_leaves(gguf: 
         assert (await follower)[1].usage.completion_tokens <= 5
         await idle(engine)
         assert engine.stats().cells_reserved == 0
+
+
+@pytest.mark.parametrize("cells", CELLS)
+async def test_a_window_that_slid_on_is_not_gone_back_to(cells: str, tmp_path: Path):
+    """A layer that sees few tokens back keeps few: an early beginning is prefilled again, the newest is gone on from.
+
+    So are answers those of an engine that keeps nothing, and several answers still share one prefill.
+    """
+
+    def request(text: str, n: int = 1) -> Generate:
+        return asked(max_tokens=1 if n == 1 else 10, n=n).model_copy(update={"prompt": text, "messages": ()})
+
+    sizes = {"window": 1024, "batch_tokens": 64, "slots": 2, "speculation": 0}
+    begins = "a beginning; " * 5
+    texts = [(begins + part).strip() for part in ("one; " * 100, "two; " * 100, "two; " * 120)]
+    model = sliding_model(tmp_path / "sliding.gguf")
+    with running(model, prefix_tokens=0, **sizes) as fresh:
+        alone = [(await answers(fresh, request(text, 2)))[0] for text in texts]
+    with running(model, **CELLS[cells] and {"prefix_tokens": 1024}, **sizes) as engine:
+        ends = [(await answer(engine, request(text)))[1].usage for text in texts]
+        assert ends[2].cached_tokens == ends[1].prompt_tokens
+        assert ends[1].cached_tokens == 0 or cells == "shared cells"  # where there is room to keep what slid away
+        assert [(await answers(engine, request(text, 2)))[0] for text in texts] == alone
+        assert engine.stats().failed == 0

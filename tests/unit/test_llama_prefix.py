@@ -28,12 +28,12 @@ class Table:
     def save(self, sequence: int) -> CellBytes:
         return np.array(self.tokens[sequence], np.uint8)
 
-    def restore(self, target: int, saved: CellBytes, length: int) -> bool:
+    def restore(self, target: int, saved: CellBytes, length: int) -> int | None:
         assert target not in self.tokens, "a sequence in use was handed out"
         if sum(map(len, self.tokens.values())) + len(saved) > self.room:
-            return False
+            return None
         self.tokens[target] = saved[:length].tolist()
-        return True
+        return length
 
     def copy(self, source: int, target: int) -> None:
         assert target not in self.tokens, "a sequence in use was handed out"
