@@ -12,7 +12,7 @@ the server stays away, Answered where it refuses, and InvalidRequest where there
 """
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, Self, TypeVar, get_args
@@ -140,7 +140,7 @@ class Client:
     def __exit__(self, *_: object) -> None:
         self._asking.close()
 
-    def stream_message(self, text: str, **options: Any) -> Iterator[Piece | Answer]:
+    def stream_message(self, text: str, **options: Any) -> Generator[Piece | Answer]:
         """Pieces as they are written, then the whole answer. options: further fields of `/chat`."""
         body = {"messages": [{"role": "user", "content": text}], "session_id": self.session, "stream": True}
         with self._asking.stream("POST", "/chat", json=body | options) as response:

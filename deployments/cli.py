@@ -16,6 +16,13 @@ from typer.core import TyperCommand, TyperGroup
 from app.errors import MindFuError
 
 COMMANDS = {
+    "Talk": (
+        ("chat", "cli_chat:chat", "talk to a server, with a history on it and commands"),
+        ("ask", "cli_ask:ask", "ask one question, from a terminal or a script"),
+        ("search", "cli_ask:search", "find passages of documents"),
+        ("conversations", "cli_conversations:app", "list, show and export conversations"),
+        ("models", "cli_models:models", "what a server may be switched to"),
+    ),
     "Serve": (
         ("serve", "cli_serve:serve", "start everything and answer until Ctrl-C"),
         ("check", "cli_serve:check", "say what is wrong with a configuration"),
@@ -34,9 +41,10 @@ COMMANDS = {
         ("train", "cli_train:train", "learn: from conversations to an adapter that can be promoted"),
         ("runs", "cli_train:runs", "list, show and cancel training runs"),
         ("mlflow", "cli_train:mlflow", "show MLflow's pages on port 5000"),
-        ("adapters", "cli_adapters:add", "list, add and retire adapters"),
-        ("promote", "cli_adapters:add", "let an adapter answer for its model's name"),
-        ("rollback", "cli_adapters:add", "let the adapter before answer again"),
+        ("plan", "cli_plan:plan", "whether tuning a model fits into a GPU's memory"),
+        ("adapters", "cli_adapters:app", "list, add and retire adapters"),
+        ("promote", "cli_adapters:promote_adapter", "let an adapter answer for its model's name, or try it out"),
+        ("rollback", "cli_adapters:roll_back", "end a trial, or let the adapter before answer again"),
     ),
 }  # fmt: skip
 
@@ -52,25 +60,10 @@ class Deferred(TyperCommand):
         """The real command's, which is then what is run."""
         module, _, name = self._where.partition(":")
         found = getattr(import_module(f"deployments.{module}"), name)
-        if name == "add":
-            return _by_argparse(found, *arguments, **named)
         if not isinstance(found, typer.Typer):
             function, found = found, typer.Typer(add_completion=False)
             found.command()(function)
         return typer.main.get_command(found).make_context(*arguments, **named)
-
-
-def _by_argparse(add: Any, name: str, arguments: list[str], **named: Any) -> Any:
-    """A command that is still one of argparse's."""
-    import argparse
-
-    def run() -> Any:
-        parser = argparse.ArgumentParser(prog="mindfu")
-        add(parser.add_subparsers())
-        options = parser.parse_args([name, *arguments])
-        return options.action(options)
-
-    return TyperCommand(name, callback=run, add_help_option=False).make_context(name, [], **named)
 
 
 class Commands(TyperGroup):

@@ -1,0 +1,50 @@
+"""For commands that talk to a server: which one, with what patience, and how its words come to a terminal."""
+
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http import HTTPStatus
+from typing import Annotated
+
+import httpx
+import typer
+
+from app.asking import Answered, NotNow
+from app.client import DEFAULT_URL, Client
+from app.errors import MindFuError
+from app.settings import Client as Place
+
+Url = Annotated[str | None, typer.Option(help="Of the server.", show_default=f"MINDFU_URL, else {DEFAULT_URL}")]
+Timeout = Annotated[float, typer.Option(min=1, metavar="SECONDS", help="How long the server may be silent.")]
+TIMEOUT_S = 30.0
+REMEDY = "Start one with `mindfu serve`, or name another by --url or MINDFU_URL; `mindfu doctor` looks closer."
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+
+
+@contextmanager
+def connected(url: str | None, timeout_s: float = TIMEOUT_S, *, session: str | None = None) -> Iterator[Client]:
+    """A client of the server that is meant: --url, MINDFU_URL, this machine's. The key is MINDFU_API_KEY's."""
+    place = Place.from_env()
+    key = place.api_key.get_secret_value() if place.api_key else None
+    address = url or place.url or DEFAULT_URL
+    try:
+        with Client(address, key, session=session, timeout_s=timeout_s, waiting=_tell) as client:
+            yield client
+    except NotNow as error:
+        if isinstance(error.__cause__, httpx.TransportError):
+            raise MindFuError(f"{error} {REMEDY}") from error
+        raise
+    except Answered as error:
+        if error.http_status == HTTPStatus.UNAUTHORIZED:
+            raise MindFuError(f"{error} Set MINDFU_API_KEY to it.") from error
+        raise
+
+
+def harmless(text: str) -> str:
+    """A text without what a terminal would obey: models, documents and tools may say anything."""
+    return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def _tell(reason: str, pause_s: float) -> None:
+    print(f"{harmless(reason)}. Trying again in {pause_s:g} s …", file=sys.stderr, flush=True)
