@@ -3,7 +3,8 @@
 A conversation is a forest of turns; one branch of it is told: at each fork that which is judged best, else the latest.
 A correction stands in the place of the answer that it corrects. Answers that nobody should learn from (cut short,
 broken off, judged bad) keep their place in a line with `weight: 0`, and are left out at its end. The passages that an
-answer was given are no part of a line.
+answer was given are no part of a line. What a model called of the server's own tools, and what that came to, stands
+before its answer; a step in which a call failed is nothing to learn.
 """
 
 import json
@@ -12,6 +13,9 @@ from typing import Any
 
 from app.dialects.openai_messages import external
 from app.messages import Message, Tool
+from app.tools.loop import PAUSE
+from app.tools.outcome import FAILED
+from app.tools.runner import steps, used
 from app.turns import Conversation, RecordedTurn
 
 TRAINING_FIELDS = ("role", "content", "name", "tool_calls", "tool_call_id")
@@ -61,6 +65,23 @@ def worth_learning(turn: RecordedTurn) -> bool:
     return turn.status == "complete" and bool(said) and score(turn) >= 0
 
 
+def spoken(turn: RecordedTurn) -> tuple[tuple[Message, bool], ...]:
+    """What the model said, and whether it was good: calls of the server's tools with their results, then its answer.
+
+    Of an answer that was corrected only that.
+    """
+    correction = corrected(turn)
+    if correction is not None:
+        return ((correction, True),)
+    kept, text = steps(turn.extras), turn.answer.content
+    failed = {step.tool_call_id for step in kept if step.content.startswith(FAILED)}
+    for step in kept:
+        if step.role == "assistant" and step.content:  # it is a part of the answer's text
+            text = text.removeprefix(step.content).removeprefix(PAUSE)
+    told = tuple((step, failed.isdisjoint(call.id for call in step.tool_calls)) for step in kept)
+    return (*told, (turn.answer.model_copy(update={"content": text}), True))
+
+
 def training_line(
     path: Sequence[RecordedTurn],
     system: Sequence[tuple[int, Message]] = (),
@@ -75,14 +96,14 @@ def training_line(
         path = path[:-1]
     if not path:
         return None
-    messages: list[dict[str, Any]] = []
+    said: list[list[dict[str, Any]]] = []  # for each message that clients know of
     for turn in path:
-        messages += [_training(message) for message in turn.messages]
-        answer = _training(corrected(turn) or turn.answer)
-        messages.append(answer if learns(turn) else answer | {"weight": 0})
+        said += [[_training(message)] for message in turn.messages]
+        taught = learns(turn)
+        said.append([_training(message) | _weight(message, good and taught) for message, good in spoken(turn)])
     for place, prompt in system:
-        messages.insert(place, _training(prompt))
-    line: dict[str, Any] = {"messages": messages}
+        said.insert(place, [_training(prompt)])
+    line: dict[str, Any] = {"messages": [message for messages in said for message in messages]}
     if tools := _tools(path):
         line["tools"] = tools
     return json.dumps(line, ensure_ascii=False)
@@ -96,6 +117,7 @@ def text(conversation: Conversation) -> str:
         for message in (*turn.messages, answer or turn.answer):
             lines += [_spoken(message), ""]
         notes: list[str] = [] if turn.status == "complete" else [turn.status]
+        notes += [f"called {call}" for call in used(turn.extras)]
         notes += ["corrected"] if answer else []
         notes += [f"rated {said.rating:g}" for said in turn.feedback if said.rating is not None]
         notes += [f"comment: {said.comment}" for said in turn.feedback if said.comment]
@@ -111,6 +133,10 @@ def _spoken(message: Message) -> str:
 def _training(message: Message) -> dict[str, Any]:
     told = external(message)
     return {field: told[field] for field in TRAINING_FIELDS if field in told}
+
+
+def _weight(message: Message, good: bool) -> dict[str, int]:
+    return {"weight": 0} if message.role == "assistant" and not good else {}
 
 
 def _tools(path: Sequence[RecordedTurn]) -> list[dict[str, Any]]:

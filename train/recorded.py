@@ -6,7 +6,7 @@ its own learns its own mistakes. Answers from elsewhere that were imported are l
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from app.export import branch, corrected, score, training_line, worth_learning
+from app.export import branch, corrected, score, spoken, training_line, worth_learning
 from app.messages import Message, Tool
 from app.prompt import augment
 from app.turns import Conversation, RecordedTurn
@@ -40,8 +40,10 @@ def with_sources(conversation: Conversation, asked: Asked, tenant: str) -> Itera
     for turn in branch(conversation.turns):
         if taught(turn):
             prompt = augment(asked[turn.id], turn.sources, turn.placement)
-            messages = (*prompt, corrected(turn) or turn.answer)
-            yield Line(messages, (*(0 for _ in prompt), 1), _tools(turn), _metadata(conversation, (turn,), tenant))
+            said = spoken(turn)
+            messages = (*prompt, *(message for message, _ in said))
+            weights = (*(0 for _ in prompt), *(int(good and message.role == "assistant") for message, good in said))
+            yield Line(messages, weights, _tools(turn), _metadata(conversation, (turn,), tenant))
 
 
 def preferences(conversation: Conversation, asked: Asked, tenant: str, *, sources: bool) -> Iterator[Preference]:

@@ -14,6 +14,8 @@ from app.tools.context import Context, Json
 from app.tools.failures import ToolFailed
 from app.tools.registry import ServerTool
 
+FAILED = '{"status":"error"'  # how the text of a call begins that did not succeed
+
 log = logging.getLogger(__name__)
 
 

@@ -14,7 +14,7 @@ from typing import Literal
 from pydantic import JsonValue
 
 from app.arguments import value_of
-from app.messages import Strict, ToolCall
+from app.messages import Message, Strict, ToolCall
 from app.tools.context import Json
 from app.tools.outcome import Outcome, refused
 
@@ -54,8 +54,14 @@ class ToolRun(Strict):
         return self.model_dump(mode="json", exclude={"result"})
 
 
+def steps(extras: Mapping[str, JsonValue]) -> tuple[Message, ...]:
+    """What the model saw on the way to an answer, of those that were kept with a turn."""
+    kept = extras.get("steps")
+    return tuple(Message.model_validate(step) for step in kept) if isinstance(kept, list) else ()
+
+
 def used(extras: Mapping[str, JsonValue]) -> tuple[str, ...]:
-    """The lines of the runs that were kept with a turn, see `kept`."""
+    """A line for each of the calls that were kept with a turn, see `ToolRun.kept`."""
     runs = extras.get("tool_runs")
     kept = [run for run in runs if isinstance(run, dict)] if isinstance(runs, list) else []
     return tuple(ToolRun.model_validate({"result": ""} | run).line() for run in kept)

@@ -8,6 +8,7 @@ from uuid import UUID
 from app.export import branch, text, training_line
 from app.messages import Message, Tool, ToolCall
 from app.turns import Conversation, Feedback, RecordedTurn
+from train.recorded import with_sources
 
 NOW = datetime(2026, 1, 1, tzinfo=UTC)
 SYSTEM = Message(role="system", content="Be brief.")
@@ -52,6 +53,44 @@ def test_an_unjudged_fork_takes_the_branch_that_went_on_last() -> None:
     assert numbers(turn(1), turn(2, 1), turn(3, 1)) == [1, 3]
     assert numbers(turn(1), turn(2, 1), turn(3, 1), turn(4, 2)) == [1, 2, 4]
     assert numbers(turn(1), turn(2)) == [2]
+
+
+def test_calls_of_the_servers_tools_are_learnt_with_what_came_of_them() -> None:
+    """Before the answer, which is what was said last; prompts keep their places; a failed step teaches nothing."""
+    cut = ToolCall(id="c0", name="weather", arguments="{")
+    wrong = CALL.model_copy(update={"content": "Let me see.", "tool_calls": (cut,)})
+    refused = Message(role="tool", content='{"status":"error","error":"no"}', tool_call_id="c0")
+    on_the_way = (wrong, refused, CALL, RESULT)
+    kept = [message.model_dump(mode="json") for message in on_the_way]
+    run = {"id": "c1", "name": "weather", "arguments": '{"city": "Bern"}', "status": "success", "round": 2}
+    facts: Any = {"extras": {"steps": kept, "tool_runs": [run | {"duration_s": 0.1}]}}
+    asked = turn(1, answer="Let me see.\n\nSunny.", **facts)
+    told = json.loads(training_line(branch((asked, turn(2, 1))), [(2, SYSTEM)]) or "")
+    assert [(message["role"], message["content"], message.get("weight")) for message in told["messages"]] == [
+        ("user", "Question 1", None),
+        ("assistant", "Let me see.", 0),
+        ("tool", '{"status":"error","error":"no"}', None),
+        ("assistant", None, None),
+        ("tool", "sunny", None),
+        ("assistant", "Sunny.", None),
+        ("system", "Be brief.", None),
+        ("user", "Question 2", None),
+        ("assistant", "Yes.", None),
+    ]
+    corrected = line(turn(1, answer="Let me see.\n\nSunny.", feedback=judged(None, "Rain."), **facts))
+    assert [message["content"] for message in corrected["messages"]] == ["Question 1", "Rain."]
+    spoken = text(Conversation(id="c", title="t", created_at=NOW, updated_at=NOW, turns=(asked,)))
+    assert "(called weather(Bern))" in spoken
+    liked = Conversation(
+        id="c", title="t", created_at=NOW, updated_at=NOW, turns=(asked.model_copy(update={"feedback": judged(1)}),)
+    )
+    (taught,) = with_sources(liked, {asked.id: asked.messages}, "t")
+    assert [message.content for message in taught.messages] == [
+        "Question 1",
+        *(m.content for m in on_the_way),
+        "Sunny.",
+    ]
+    assert taught.weights == (0, 0, 0, 1, 0, 1)
 
 
 def test_a_rating_decides_a_fork() -> None:
