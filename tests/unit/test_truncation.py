@@ -3,7 +3,7 @@
 import pytest
 
 from app.messages import Message, Role
-from app.truncation import without_oldest
+from app.truncation import without_first, without_oldest
 
 ROLES: dict[str, Role] = {"s": "system", "u": "user", "a": "assistant", "t": "tool"}
 
@@ -37,3 +37,9 @@ def test_one_turn_cannot_be_shortened(said: str) -> None:
 def test_what_stands_before_the_first_question_goes_with_it() -> None:
     """A chat may begin with an assistant's greeting."""
     assert without_oldest(chat("a0 u1 a1 u2"), [10] * 4, 5) == chat("u1 a1 u2")
+
+
+@pytest.mark.parametrize(("count", "kept"), [(0, "s1 u1 a1 s2 u2"), (1, "s1 a1 s2 u2"), (2, "s1 s2 u2"), (9, "s1 s2")])
+def test_the_first_messages_are_left_out_and_system_prompts_stay(count: int, kept: str) -> None:
+    """So many that were said; it is how a turn that was recorded tells what the model did not see."""
+    assert without_first(chat("s1 u1 a1 s2 u2"), count) == chat(kept)
