@@ -21,6 +21,7 @@ NODE = (
     "openai@6.49.0", "@anthropic-ai/sdk@1.11.0", "@anthropic-ai/claude-code@2.1.197", "@openai/codex@0.169.0",
 )  # fmt: skip
 UV = Path(sys.executable).with_name("uv")
+PYENV = Path(os.environ.get("PYENV_ROOT", Path.home() / ".pyenv")) / "versions"
 
 
 def main() -> int:
@@ -45,10 +46,15 @@ def _python(name: str, version: str, packages: tuple[str, ...]) -> bool:
 
 def _run(command: list[str]) -> bool:
     try:
-        return subprocess.run(command, check=False).returncode == 0
+        return subprocess.run(command, check=False, env=os.environ | {"PATH": _path()}).returncode == 0
     except OSError as exc:
         print(exc, file=sys.stderr)
         return False
+
+
+def _path() -> str:
+    """Where programs are looked for: as usual, and among pyenv's Pythons, which are hidden until one is chosen."""
+    return os.pathsep.join([os.environ["PATH"], *map(str, sorted(PYENV.glob("*/bin")))])
 
 
 if __name__ == "__main__":
