@@ -172,7 +172,7 @@ class Answering:
                 recording = self._in_background(self._record(ask, draft, status, done, error))
         assert recording is not None
         await asyncio.shield(recording)
-        if self.shadows:
+        if self.shadows and draft.loop is None:  # what tools do is not done twice
             self.shadows.follow(prompt, conversation, draft.turn_id)
         yield done
 

@@ -1,7 +1,9 @@
 """The life of a request: what is passed on in which order, and what is kept of it, however it ends."""
 
 import asyncio
-from typing import Any
+from dataclasses import replace
+from functools import partial
+from typing import Any, ClassVar
 
 import pytest
 from ray.exceptions import RayTaskError
@@ -22,6 +24,10 @@ from app.messages import (
     ToolCallDelta,
 )
 from app.settings import RagSettings
+from app.tools.kit import Kit
+from app.tools.loop import ToolLoop
+from app.tools.outcome import Outcome
+from app.tools.runner import Runner, ToolRun
 from deployments.answering import SEAMS, Answering, Ask, Opened
 from deployments.metrics import Metrics
 from tests.fakes import DONE, PLACE, Handle, Recorder, Streamed
@@ -285,3 +291,35 @@ async def test_a_client_that_leaves_before_the_first_token_left_a_turn():
     await broken.close()
     kept = [*answers.recorder.turns, *broken.recorder.turns]
     assert [(turn.status, turn.answer.content) for turn in kept] == [("cancelled", ""), ("failed", "")]
+
+
+async def test_calls_of_the_servers_tools_are_passed_on_and_kept_and_followed_by_no_shadow():
+    """With what the model saw of them. A shadow would do what they did a second time."""
+
+    class Shadows:
+        followed: ClassVar[list[str]] = []
+
+        def follow(self, *_: object) -> None:
+            self.followed.append("asked again")
+
+        async def close(self) -> None: ...
+
+    async def make(*_: str) -> Outcome:
+        return Outcome(succeeded=True, text="{}")
+
+    call = Delta("", 1, tool_calls=(ToolCallDelta(0, "{}", id="c", name="look"),))
+    rounds = [Streamed([call, Done((End("tool_calls"),), DONE.usage, DONE.timings)]), Streamed([HEL, LO, DONE])]
+    answers = answering()
+    answers.llm, answers.shadows = Handle(generate=lambda _: rounds.pop(0)), Shadows()
+    kit = Kit((Tool(name="look"),), partial(ToolLoop, runner=Runner({"look": True}, make), iterations=5))
+    asked = replace(ask(), kit=kit)
+    told = [item async for item in answers.answer(asked)]
+    assert [item.line() for item in told if isinstance(item, ToolRun)] == ["look()"]
+    (turn,) = answers.recorder.turns
+    assert (turn.answer, turn.usage) == (Message(role="assistant", content="Hello"), told[-1].usage)
+    assert turn.extras["server_tools"] == ["look"]
+    assert [step["role"] for step in turn.extras["steps"]] == ["assistant", "tool"]
+    assert Shadows.followed == []
+    answers.llm = Handle(generate=lambda _: Streamed([HEL, DONE]))
+    _ = [item async for item in answers.answer(ask())]
+    assert len(Shadows.followed) == 1
