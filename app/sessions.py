@@ -1,7 +1,7 @@
 """The sessions of /chat: names for the conversations that clients go on with, without knowing their ids.
 
 A session belongs to the key that it was opened with. What was said is nowhere but in the conversation's turns
-(app/conversations.py). Methods raise Unavailable while PostgreSQL is away.
+(app/conversations.py), and the name goes with them. Methods raise Unavailable while PostgreSQL is away.
 """
 
 from collections.abc import Sequence
@@ -34,7 +34,7 @@ class Sessions:
         self.pool = pool
 
     async def conversation(self, session: Session) -> str | None:
-        """The id of the conversation that a session goes on with, which may be gone by now. None: it begins anew."""
+        """The id of the conversation that a session goes on with, maybe not recorded yet. None: it begins anew."""
         with reaching_postgres():
             found: UUID | None = await self.pool.fetchval(SQL["conversation"], *_row(session))
         return None if found is None else str(found)

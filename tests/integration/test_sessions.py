@@ -179,10 +179,11 @@ async def test_a_question_that_got_no_answer_is_not_in_the_history(http: httpx.A
     assert llm.shown[-1][1:] == ["user: one", "assistant: answer 1", "user: two"]
 
 
-async def test_a_deleted_conversation_is_forgotten(http: httpx.AsyncClient, llm: Listener):
-    """The session begins anew."""
+async def test_a_deleted_conversation_is_forgotten(http: httpx.AsyncClient, llm: Listener, pool: asyncpg.Pool):
+    """With the names of the sessions that were there, which begin anew."""
     first = await said(http, "one")
     await http.delete(f"/v1/conversations/{first['conversation_id']}")
+    assert await pool.fetchval("select count(*) from sessions") == 0
     await said(http, "two")
     assert llm.shown[-1][1:] == ["user: two"]
 
