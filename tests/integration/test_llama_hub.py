@@ -16,8 +16,9 @@ CHILD = """
 import sys
 from pathlib import Path
 from app.errors import Misconfigured
-from app.llama.source import locate
+from app.llama.source import locate, present
 for model in sys.argv[2:]:
+    print(present(model, Path(sys.argv[1])))
     try:
         print(locate(model, Path(sys.argv[1])))
     except Misconfigured as error:
@@ -61,13 +62,14 @@ def hub() -> Iterator[str]:
 
 
 def test_a_model_is_downloaded_once_into_the_home_folder(hub: str, tmp_path: Path):
-    """A second start finds it there; a wrong address is a clear error."""
+    """A second start finds it there, and says so without asking the hub; a wrong address is a clear error."""
     models = ["hf://org/repo/q8/model.gguf", "hf://org/repo/q8/model.gguf", "hf://org/repo/other.gguf"]
     environment = {key: value for key, value in os.environ.items() if not key.startswith("HF_")}
     environment |= {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1"}
     command = [sys.executable, "-c", CHILD, str(tmp_path), *models]
     printed = subprocess.run(command, env=environment, capture_output=True, text=True, check=True, timeout=60).stdout
-    first, second, wrong = printed.splitlines()
+    before, first, after, second, never, wrong = printed.splitlines()
+    assert (before, after, never) == ("None", first, "None")
     assert first == second
     assert Path(first).is_relative_to(tmp_path / "models")
     assert Path(first).read_bytes() == b"GGUF and so on"
