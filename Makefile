@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench clients clean pull-local pull-s3 push ingest ingest-clear stats train train-hf mlflow
+.PHONY: help install serve test check bench clients clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -72,6 +72,9 @@ train: $(VENV)/training ## learn from recorded conversations, and from data/: an
 
 train-hf: $(VENV)/training ## learn from a data set of the Hugging Face Hub: DATASET=org/name
 	@$(BIN)/mindfu train --dataset "$(DATASET)" $(ARGS)
+
+loop-demo: $(VENV)/training ## the learning loop on real conversations, from corrections to a rollback: CHATS=FILE
+	@$(BIN)/python -m train.loop_demo $(if $(CHATS),--chats "$(CHATS)") $(ARGS)
 
 mlflow: $(VENV)/training ## MLflow's pages on http://127.0.0.1:5000
 	@$(BIN)/mindfu mlflow

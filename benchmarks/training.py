@@ -1,0 +1,279 @@
+"""Tuning: our stage against a plain TRL script, what Ray adds, memory, and the time to go on after a crash.
+
+    python -m benchmarks.training FOLDER             conversations as JSON Lines, in files of the folder
+    python -m benchmarks.training FOLDER --memory    the plan of train/plan.py against what PyTorch allocates
+
+Each way runs in a process of its own, forked when the libraries are loaded, in turns, on the same conversations, with
+the same model, adapter, batch and precision. Tokens are those of conversations, padding excluded; seconds those of
+optimiser steps, the first left out.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+from train import base, lines, plan, stages, tune
+from train.recipe import Recipe
+from train.stages import Work
+
+WAYS = ("plain", "plain_packed", "ours", "ray", "resume")
+SHAPES: tuple[tuple[dict[str, int], dict[str, int]], ...] = (
+    ({"hidden_size": 640, "num_attention_heads": 10, "num_key_value_heads": 2, "intermediate_size": 2560,
+      "num_hidden_layers": 8}, {"window": 768, "rank": 32}),
+    ({"num_hidden_layers": 10, "intermediate_size": 3072, "vocab_size": 16_000}, {"batch": 1, "window": 768}),
+    ({"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4}, {"window": 512}),
+)  # fmt: skip
+"""Of models and rows for --memory: none of those that train/plan.py was fitted to."""
+SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8,
+         "num_key_value_heads": 4, "vocab_size": 6144}  # fmt: skip
+
+
+def main() -> None:
+    """Run all ways, or one of them, as a process of its own."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--steps", type=int, default=3)
+    parser.add_argument("--window", type=int, default=1024)
+    parser.add_argument("--quantise", action="store_true", help="QLoRA; on CPUs this measures bitsandbytes' emulation")
+    parser.add_argument("--memory", action="store_true")
+    options = parser.parse_args()
+    if options.memory:
+        memory()
+    else:
+        compare(options)
+
+
+def compare(options: argparse.Namespace) -> None:
+    """All ways in turns, and a table."""
+    import bitsandbytes  # noqa: F401 - loaded once, for all
+
+    from train import fitting  # noqa: F401
+
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    for number in range(options.rounds):
+        for way in WAYS if number == 0 else WAYS[:3]:
+            with ProcessPoolExecutor(1, get_context("fork")) as pool:
+                found[way].append(pool.submit(one, options, way).result())
+            print(way, found[way][-1], file=sys.stderr, flush=True)
+    plain = statistics.median(one["tokens_per_s"] for one in found["plain"])
+    print("| way | tokens/s | ratio to plain | peak MB | wall s |\n|---|---|---|---|---|")
+    for way, all_of in found.items():
+        speed, peak, wall = (statistics.median(o[n] for o in all_of) for n in ("tokens_per_s", "peak_mb", "wall_s"))
+        print(f"| {way} | {speed:.0f} | {speed / plain:.2f} | {peak:.0f} | {wall:.1f} |")
+    print(f"\nGoing on from a checkpoint: {found['resume'][0]['resume_s']:.1f} s to the first step.")
+
+
+def one(options: argparse.Namespace, way: str) -> dict[str, float]:
+    """Measure one way."""
+    recipe = Recipe(
+        window=options.window, max_steps=options.steps, log_steps=1, quantise=options.quantise, evaluate_steps=1000
+    )
+    with tempfile.TemporaryDirectory() as scratch:
+        ways: dict[str, Callable[[Path, Recipe, Path], dict[str, float]]] = {
+            "plain": plain, "plain_packed": plain_packed, "ours": ours, "ray": on_ray, "resume": resumed,
+        }  # fmt: skip
+        began = time.monotonic()
+        figures = ways[way](split(options.folder, Path(scratch)), recipe, Path(scratch))
+        from train.fitting import memory_bytes
+
+        peak = figures.pop("memory_bytes", None) or memory_bytes()
+        return {**figures, "peak_mb": peak / 2**20, "wall_s": time.monotonic() - began}
+
+
+def split(folder: Path, scratch: Path) -> Path:
+    """The conversations as a split without validation."""
+    made = scratch / "split"
+    made.mkdir()
+    told = [
+        lines.dump(line) for file in sorted(folder.glob("*.jsonl")) for line in lines.read(file) if any(line.weights)
+    ]
+    lines.save(made / "train.jsonl", told)
+    lines.save(made / "validation.jsonl", [])
+    return made
+
+
+def plain(data: Path, recipe: Recipe, scratch: Path, *, packing: bool = False) -> dict[str, float]:
+    """What TRL's documentation has one write: load, SFTTrainer, train."""
+    import datasets
+    import transformers
+    import trl
+
+    from train.fitting import lora
+
+    folder = base.find(recipe.base, scratch).folder
+    clock = Clock()
+    quantised = transformers.BitsAndBytesConfig(
+        load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True
+    )
+    adapter = recipe.adapter
+    assert adapter is not None
+    told = [json.loads(text)["messages"] for text in lines.texts(data / "train.jsonl")]
+    plain_messages = [[{"role": m["role"], "content": m["content"] or ""} for m in messages] for messages in told]
+    trainer = trl.SFTTrainer(
+        model=transformers.AutoModelForCausalLM.from_pretrained(
+            folder, quantization_config=quantised if recipe.quantise else None
+        ),
+        args=trl.SFTConfig(
+            output_dir=str(scratch / "plain"),
+            max_length=recipe.window,
+            packing=packing,
+            per_device_train_batch_size=recipe.batch,
+            gradient_accumulation_steps=recipe.accumulation,
+            max_steps=recipe.max_steps or -1,
+            learning_rate=recipe.rate,
+            logging_steps=1,
+            optim="paged_adamw_8bit",
+            bf16=False,
+            use_cpu=True,
+            report_to="none",
+            disable_tqdm=True,
+            save_strategy="no",
+        ),
+        train_dataset=datasets.Dataset.from_list([{"messages": messages} for messages in plain_messages]),
+        processing_class=transformers.AutoTokenizer.from_pretrained(folder),
+        peft_config=lora(adapter),
+        callbacks=[clock.callback()],
+    )
+    trainer.train()
+    return {"tokens_per_s": clock.speed()}
+
+
+def plain_packed(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
+    """The same with TRL's packing."""
+    return plain(data, recipe, scratch, packing=True)
+
+
+def ours(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
+    """Our stage without Ray."""
+    from train.fitting import fit
+
+    numbers: list[dict[str, float]] = []
+    fit(_job(data, recipe, scratch), report=lambda told, _: numbers.append(told), scratch=scratch / "ours")
+    return {"tokens_per_s": _speed(numbers)}
+
+
+def on_ray(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
+    """The whole stage: tokenising, Ray Train, MLflow."""
+    whole = recipe.model_copy(update={"cpus": float(os.cpu_count() or 1)})  # which is how many threads Ray gives it
+    folder = stages.run(tune.STAGE, inputs={"data": data}, parameters=whole, home=scratch / "home")
+    numbers = [json.loads(text) for text in lines.texts(folder / tune.HISTORY)]
+    return {"tokens_per_s": _speed(numbers), "memory_bytes": max(told["memory_bytes"] for told in numbers)}
+
+
+def resumed(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
+    """Stop behind the first step, and go on from its checkpoint in the same process."""
+    from train.fitting import fit
+
+    job = _job(data, recipe.model_copy(update={"evaluate_steps": 1, "max_steps": 2}), scratch)
+
+    def stop(_: dict[str, float], checkpoint: Path | None) -> None:
+        if checkpoint is not None:
+            shutil.copytree(checkpoint, scratch / "kept")
+            raise InterruptedError
+
+    try:
+        fit(job, report=stop, scratch=scratch / "first")
+    except InterruptedError:
+        began = time.time()
+    numbers: list[dict[str, float]] = []
+    fit(job, report=lambda told, _: numbers.append(told), scratch=scratch / "second", resume=scratch / "kept")
+    first = next(told for told in numbers if "tokens_per_s" in told)
+    step_s = first["tokens"] / first["tokens_per_s"]
+    return {"tokens_per_s": first["tokens_per_s"], "resume_s": first["time"] - began - step_s}
+
+
+def memory() -> None:
+    """The plan against the most that PyTorch held, on models of random weights, in bf16 as on a GPU."""
+    print("| model | rows | planned MB | allocated MB | off by |\n|---|---|---|---|---|")
+    for shape, rows in SHAPES:
+        recipe = Recipe.model_validate({"precision": "bf16", "accumulation": 1, "max_steps": 2, "log_steps": 1} | rows)
+        with tempfile.TemporaryDirectory() as scratch:
+            config = SMALL | shape
+            allocated = most_allocated(config, recipe, Path(scratch))
+        planned = plan.plan(plan.Shape.of(config | {"tie_word_embeddings": False}), recipe).tensors
+        told = f"{recipe.batch} × {recipe.window}, rank {recipe.adapter.rank if recipe.adapter else 0}"
+        name = f"{config['num_hidden_layers']} × {config['hidden_size']}/{config['intermediate_size']}"
+        off = planned / allocated - 1
+        print(f"| {name} | {told} | {planned / 1e6:.0f} | {allocated / 1e6:.0f} | {off:+.1%} |", flush=True)
+
+
+def most_allocated(config: dict[str, int], recipe: Recipe, scratch: Path) -> int:
+    """Bytes of tensors at the worst moment of two steps, by PyTorch's own profiler."""
+    import datasets
+    import torch
+    import transformers
+    from torch.profiler import ProfilerActivity, profile
+
+    from train.fitting import Job, fit
+
+    folder, demo = scratch / "model", base.find("demo", scratch).folder
+    made = transformers.LlamaForCausalLM(transformers.LlamaConfig(**config, tie_word_embeddings=False))
+    made.to(torch.bfloat16).save_pretrained(folder)
+    del made
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.copy(demo / name, folder / name)
+    length = recipe.window
+    labels = [-100] * (length // 2) + [5] * (length - length // 2)
+    row = {"input_ids": [5] * length, "labels": labels, "seq_lengths": [length // 4] * 4}
+    datasets.Dataset.from_list([row] * (2 * recipe.batch)).save_to_disk(str(scratch / "rows" / "train"))
+    job = Job(base=folder, rows=scratch / "rows", recipe=recipe)
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
+        fit(job, report=lambda *_: None, scratch=scratch / "fit")
+    held = most = 0
+    for event in profiled.profiler.kineto_results.events():
+        if event.name() == "[memory]":
+            held += event.nbytes()
+            most = max(most, held)
+    return int(most)
+
+
+class Clock:
+    """Tokens of conversations and seconds of TRL's steps, the first left out."""
+
+    def __init__(self) -> None:
+        self.at: list[tuple[float, float]] = []
+
+    def callback(self) -> Any:
+        from transformers import TrainerCallback
+
+        clock = self
+
+        class Logged(TrainerCallback):  # type: ignore[misc]
+            def on_log(self, _: object, __: object, ___: object, logs: dict[str, float], **____: object) -> None:
+                if "num_tokens" in logs and "loss" in logs:
+                    clock.at.append((time.monotonic(), float(logs["num_tokens"])))
+
+        return Logged()
+
+    def speed(self) -> float:
+        (first, before), (last, after) = self.at[0], self.at[-1]
+        return (after - before) / (last - first)
+
+
+def _job(data: Path, recipe: Recipe, scratch: Path) -> Any:
+    from train.fitting import Job
+
+    found = base.find(recipe.base, scratch)
+    work = Work({"data": data}, recipe, scratch, scratch, {"base": found.content})
+    tune.tokenise(work, found, scratch / "rows")
+    return Job(base=found.folder, rows=scratch / "rows", recipe=recipe)
+
+
+def _speed(numbers: list[dict[str, float]]) -> float:
+    first, *_, last = (told for told in numbers if "tokens_per_s" in told)
+    return (last["tokens"] - first["tokens"]) / (last["time"] - first["time"])
+
+
+if __name__ == "__main__":
+    main()
