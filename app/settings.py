@@ -302,6 +302,7 @@ class Secrets(Strict):
     qdrant_url: str | None = None  # MINDFU_QDRANT_URL: None starts the embedded Qdrant
     qdrant_api_key: SecretStr | None = None  # MINDFU_QDRANT_API_KEY
     teacher_key: SecretStr | None = None  # MINDFU_TEACHER_KEY: of the server that train.generate asks
+    judge_key: SecretStr | None = None  # MINDFU_JUDGE_KEY: of the server that train.evaluate asks what it prefers
 
     @classmethod
     def from_env(cls) -> Self:

@@ -4,8 +4,8 @@
 
 The adapter is written as it will be served (adapter.gguf), and both models answer on the engine that serves. `trusted`
 are further conversations whose answers are known to be right, whatever the data hold: poisoned data agree with
-themselves, and not with those. Writes results.json, answers.jsonl, regression.jsonl, report.md and report.html. What
-this does not do: decide (train/gate.py).
+themselves, and not with those. Writes results.json, answers.jsonl, regression.jsonl, report.md and report.html with
+their plots. What this does not do: decide (train/gate.py).
 """
 
 import asyncio
@@ -22,9 +22,11 @@ from app.errors import InvalidRequest, Misconfigured, NothingToLearn
 from app.llama.source import DEMO_FILE
 from app.messages import Message, Strict
 from app.settings import DEMO_MODEL, LLMSettings
-from train import base, gguf_lora, lines, lora, parity, regression, report, serving, stages
+from train import base, gguf_lora, lines, lora, parity, plots, regression, report, serving, stages
+from train import preference as preferring
 from train.lessons import Lesson, Teacher
-from train.results import Judged, Metric, Regression, Results, Speed
+from train.preference import Judge, Pair
+from train.results import Judged, Metric, Preference, Regression, Results, Speed
 from train.scores import bootstrap, scored
 from train.serving import Question, Said
 from train.stages import Outcome, Stage, Work
@@ -45,6 +47,7 @@ class Evaluation(Strict):
     answers: int = Field(100, ge=0)  # of them, how many are also generated
     max_tokens: int = Field(256, ge=1)  # of a generated answer
     parity: int = Field(16, ge=0)  # answers that are held against PyTorch; 0: none, which the gates do not pass
+    judge: Judge | None = None  # who prefers one of two answers; None: nobody is asked
 
     def settings(self, path: Path) -> LLMSettings:
         """Of the engine."""
@@ -67,6 +70,8 @@ def check(inputs: Mapping[str, Path], parameters: Evaluation) -> None:
         problem = f"{inputs['tuned']} holds a whole model, not an adapter"
         raise Misconfigured("tuned", problem, "Tune with another preset than 'full': adapters are what is served.")
     served_file(str(tuned.facts["base"]), parameters.gguf, SETTING)
+    if parameters.judge:
+        parameters.judge.check()
     if not any(any(line.weights) for line in lines.read(_test(inputs["data"]))):
         what, remedy = "held-out conversations with an answer", "Set split.test above 0, or gather more data."
         raise NothingToLearn(what, 0, 1, remedy)
@@ -84,7 +89,7 @@ def make(work: Work[Evaluation]) -> Outcome:
     sets: dict[str, Judged] = {}
     all_answers: list[dict[str, Any]] = []
     cases: dict[str, list[Case]] = {}
-    speeds: dict[str, list[Speed]] = {"base": [], "tuned": []}
+    times: dict[str, list[Said]] = {"base": [], "tuned": []}
     for name, file in _sets(work.inputs).items():
         work.progress(len(sets), None, f"the likelihood of the {name} set's answers")
         dropped: Counter[str] = Counter()
@@ -94,8 +99,11 @@ def make(work: Work[Evaluation]) -> Outcome:
             raise NothingToLearn(what, 0, 1, "Raise evaluate.window.")
         judged = _likelihood(path, adapter, cases[name], settings, dropped)
         work.progress(len(sets), None, f"answers to the {name} set")
-        metrics, rows = _answered(path, adapter, cases[name][: parameters.answers], settings, parameters, speeds)
-        sets[name] = judged.model_copy(update={"metrics": metrics})
+        chosen = cases[name][: parameters.answers]
+        metrics, rows = _answered(path, adapter, chosen, settings, parameters, times)
+        work.progress(len(sets), None, f"what the judge prefers of the {name} set")
+        preference = _preferred(parameters.judge, chosen, rows, work.home)
+        sets[name] = judged.model_copy(update={"metrics": metrics, "preference": preference})
         all_answers += [{"set": name, **row} for row in rows]
     work.progress(len(sets), None, "the regression set")
     outcomes = _regression(work.inputs.get("regression", regression.OWN), path, adapter, settings, parameters)
@@ -113,12 +121,13 @@ def make(work: Work[Evaluation]) -> Outcome:
             mended=tuple(one.id for one in outcomes if one.base_failure and not one.tuned_failure),
         ),
         parity=compared,
-        base_speed=_mean_speed(speeds["base"]),
-        tuned_speed=_mean_speed(speeds["tuned"]),
+        base_speed=_speed(times["base"]),
+        tuned_speed=_speed(times["tuned"]),
     )
     stages.write(work.folder / RESULTS, results.model_dump_json(indent=1) + "\n")
     lines.save(work.folder / "answers.jsonl", (json.dumps(row, ensure_ascii=False) for row in all_answers))
     stages.write(work.folder / "regression.jsonl", regression.dump(outcomes))
+    plots.write(work.folder, results, times, tuned / "history.jsonl")
     report.write(work.folder, results, outcomes, all_answers)
     test = sets["test"]
     counts = {"conversations": test.conversations, "answers": test.answers, "regression_items": len(outcomes)}
@@ -195,7 +204,7 @@ def _answered(
     cases: Sequence[Case],
     settings: LLMSettings,
     parameters: Evaluation,
-    speeds: dict[str, list[Speed]],
+    times: dict[str, list[Said]],
 ) -> tuple[dict[str, Metric], list[dict[str, Any]]]:
     """Metrics of generated answers, and the answers."""
     if not cases:
@@ -206,8 +215,7 @@ def _answered(
         for name, which in (("base", None), ("tuned", adapter))
     }
     for name, each in said.items():
-        if speed := _speed(each):
-            speeds[name].append(speed)
+        times[name] += each
     scores = {
         name: [scored(one.message, case.reference, ended=one.ended) for one, case in zip(each, cases, strict=True)]
         for name, each in said.items()
@@ -223,6 +231,20 @@ def _answered(
         for number, case in enumerate(cases)
     ]
     return _metrics([case.question.id for case in cases], scores["base"], scores["tuned"]), rows
+
+
+def _preferred(
+    judge: Judge | None, cases: Sequence[Case], rows: Sequence[dict[str, Any]], home: Path
+) -> Preference | None:
+    """What the judge says of generated answers, which is noted in their rows, too."""
+    if judge is None or not cases:
+        return None
+    pairs = [Pair(case.question.id, case.question.messages, row["reference"], row["base"], row["tuned"])
+             for case, row in zip(cases, rows, strict=True)][: judge.answers]  # fmt: skip
+    winners, preference = asyncio.run(preferring.judged(judge, pairs, home))
+    for row, winner in zip(rows, winners, strict=False):
+        row["preferred"] = winner
+    return preference
 
 
 def _metrics(
@@ -270,18 +292,12 @@ def _speed(said: Sequence[Said]) -> Speed | None:
     timed = [one for one in said if one.tokens and one.seconds]
     if not timed:
         return None
+    middle, slow = np.percentile([one.seconds for one in timed], [50, 95])
     return Speed(
         first_s=sum(one.first_s for one in timed) / len(timed),
         tokens_per_s=sum(one.tokens / one.seconds for one in timed) / len(timed),
-    )
-
-
-def _mean_speed(speeds: Sequence[Speed]) -> Speed | None:
-    if not speeds:
-        return None
-    return Speed(
-        first_s=sum(speed.first_s for speed in speeds) / len(speeds),
-        tokens_per_s=sum(speed.tokens_per_s for speed in speeds) / len(speeds),
+        answer_s=float(middle),
+        slow_s=float(slow),
     )
 
 

@@ -15,7 +15,7 @@ from pydantic import Field
 from app.messages import Strict
 from train import stages
 from train.evaluate import RESULTS
-from train.results import Judged, Results
+from train.results import Judged, Preference, Results
 from train.stages import Outcome, Stage, Work
 
 VERDICT = "verdict.json"
@@ -31,6 +31,7 @@ class Gates(Strict):
     max_format_drop: float = Field(0.02, ge=0)  # of ended and json, on average
     max_trusted_loss: float = Field(0.05, ge=0)  # by which the loss on trusted answers may rise, on average
     max_broken: float = Field(0.1, ge=0, le=1)  # share of the regression items that the base passes
+    min_preference: float = Field(0.0, ge=-1, le=1)  # wins less losses by the judge: the interval must reach it
     max_parity: float = Field(0.05, ge=0)  # mean difference between the change as served and as trained
     max_relative_parity: float = Field(0.1, ge=0)  # the same as a share of the change, where that is the larger bound
     parity: bool = True  # must have been measured
@@ -74,6 +75,8 @@ def _checks(results: Results, gates: Gates) -> Iterator[Check]:
     )
     for name, judged in results.sets.items():
         yield from _scores(name, judged, gates)
+        if judged.preference:
+            yield _preferred(name, judged.preference, gates)
     if "trusted" in results.sets:
         rise = -results.sets["trusted"].gain.mean
         yield Check(
@@ -102,6 +105,16 @@ def _scores(name: str, judged: Judged, gates: Gates) -> Iterator[Check]:
             f"{metric} on the {name} set goes from {told.base:.3f} to {told.tuned:.3f}, a drop of {bound:g} is allowed"
         )
         yield Check(f"{metric} ({name})", passed, text)
+
+
+def _preferred(name: str, told: Preference, gates: Gates) -> Check:
+    """That the judge does not prefer the base for certain; and that it was a judge at all."""
+    text = f"{told.judge} prefers the tuned model {told.wins} times on the {name} set, the base {told.losses} times"
+    if told.score is None:
+        return Check(f"preference ({name})", passed=False, told=f"{text}: nothing that it said is a verdict")
+    interval = f"{told.score.mean:+.3f} (95 %: {told.score.low:+.3f} to {told.score.high:+.3f})"
+    text += f": {interval}, which must reach {gates.min_preference:g}"
+    return Check(f"preference ({name})", told.score.high >= gates.min_preference, text)
 
 
 def _parity(results: Results, gates: Gates) -> Iterator[Check]:

@@ -68,8 +68,8 @@ def make(work: Work[Publication]) -> Outcome:
         mirror.Candidate(parameters.model, version, kept.parent / version, verdict.verdict),
         run_id=str(tuned.facts["mlflow_run"]) if "mlflow_run" in tuned.facts else None,
         numbers=numbers,
-        files=(work.folder / PROVENANCE, *(work.inputs["evaluation"] / name for name in ("report.html", "report.md")),
-               work.inputs["gate"] / VERDICT),
+        files=(work.folder / PROVENANCE, *sorted(work.inputs["evaluation"].glob("report.*")),
+               *sorted(work.inputs["evaluation"].glob("plot-*.svg")), work.inputs["gate"] / VERDICT),
         tags={"data": told.data, "code": told.code, "base": told.base},
     )  # fmt: skip
     mirror.aliases(work.home, desired)
@@ -185,6 +185,8 @@ def _numbers(results: Results) -> dict[str, float]:
             f"evaluate.{name}.gain": judged.gain.mean,
             **{f"evaluate.{name}.{metric}": value.tuned for metric, value in judged.metrics.items()},
         }
+        if judged.preference and judged.preference.score:
+            told[f"evaluate.{name}.preference"] = judged.preference.score.mean
     if results.parity:
         told["evaluate.parity"] = results.parity.mean_difference
     return told

@@ -1,4 +1,7 @@
-"""The report of an evaluation, as Markdown and as one HTML file without scripts or anything from elsewhere."""
+"""The report of an evaluation: Markdown with plots beside it, and one HTML file with them in it.
+
+The HTML has no scripts, and nothing from elsewhere.
+"""
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
@@ -7,7 +10,7 @@ from typing import Any
 
 from train import stages
 from train.regression import Outcome
-from train.results import Judged, Results, Speed
+from train.results import Judged, Preference, Results, Speed
 from train.scores import Interval
 
 EXAMPLES = 20  # answers that are shown side by side: those that changed most
@@ -16,7 +19,7 @@ STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: #222 }
 table { border-collapse: collapse; margin: 1rem 0 } th, td { border: 1px solid #ccc; padding: .3rem .6rem }
 td { vertical-align: top; white-space: pre-wrap; overflow-wrap: anywhere } th { background: #f4f4f4; text-align: left }
-svg { display: block; margin: 1rem 0 } .better { color: #17692e } .worse { color: #a31515 }
+figure { margin: 1rem 0 } svg { display: block; max-width: 100%; height: auto }
 """
 
 Rows = Sequence[Sequence[str]]
@@ -25,10 +28,11 @@ Table = tuple[str, Sequence[str], Rows]
 
 
 def write(folder: Path, results: Results, outcomes: Sequence[Outcome], answers: Sequence[Mapping[str, Any]]) -> None:
-    """Write report.md and report.html."""
+    """Write report.md and report.html. folder: has the plots."""
     tables = [*_tables(results), _broken(outcomes), _examples(answers)]
-    stages.write(folder / "report.md", _markdown(results, tables))
-    stages.write(folder / "report.html", _html(results, tables))
+    plots = {path.name: path.read_text(encoding="utf-8") for path in sorted(folder.glob("plot-*.svg"))}
+    stages.write(folder / "report.md", _markdown(results, tables, plots))
+    stages.write(folder / "report.html", _html(results, tables, plots))
 
 
 def _headline(results: Results) -> str:
@@ -44,6 +48,8 @@ def _headline(results: Results) -> str:
 def _tables(results: Results) -> Iterable[Table]:
     for name, judged in results.sets.items():
         yield _set_table(name, judged)
+        if judged.preference:
+            yield _preference_table(name, judged.preference)
     if results.parity:
         parity = results.parity
         rows = [
@@ -58,7 +64,8 @@ def _tables(results: Results) -> Iterable[Table]:
         yield "Parity: serving changed as training did", ("", "value"), rows
     if results.base_speed and results.tuned_speed:
         rows = [["base", *_speed(results.base_speed)], ["tuned", *_speed(results.tuned_speed)]]
-        yield "Speed, several answers at a time", ("model", "until the first token", "tokens/s of an answer"), rows
+        heads = ("model", "until the first token", "half of the answers", "all but 5 %", "tokens/s of an answer")
+        yield "Latency, several answers at a time", heads, rows
 
 
 def _set_table(name: str, judged: Judged) -> Table:
@@ -70,6 +77,20 @@ def _set_table(name: str, judged: Judged) -> Table:
     ]
     title = f"Set {name}: {judged.conversations} conversations, {judged.answers} answers, {judged.tokens} tokens"
     return title, ("measure", "base", "tuned", "change (95 %), by conversation"), rows
+
+
+def _preference_table(name: str, told: Preference) -> Table:
+    rows = [
+        ["the tuned model wins", str(told.wins)],
+        ["the base wins", str(told.losses)],
+        ["ties", str(told.ties)],
+        ["prefers what stands first, or second", str(told.swayed)],
+        ["said no verdict", str(told.unreadable)],
+        ["not asked, the budget was used", str(told.left_out)],
+        ["wins less losses", _interval(told.score) if told.score else "none"],
+        ["tokens", str(told.tokens)],
+    ]
+    return f"Preference on the set {name}, by {told.judge}, asked in both orders", ("", "pairs"), rows
 
 
 def _broken(outcomes: Sequence[Outcome]) -> Table:
@@ -88,8 +109,9 @@ def _examples(answers: Sequence[Mapping[str, Any]]) -> Table:
     return "Answers that changed most", ("asked", "reference", "base", "tuned"), rows
 
 
-def _markdown(results: Results, tables: Iterable[Table]) -> str:
+def _markdown(results: Results, tables: Iterable[Table], plots: Mapping[str, str]) -> str:
     parts = [f"# Evaluation on {results.file}\n\n{_headline(results)}\n"]
+    parts += [f"![{_named(name)}]({name})\n" for name in plots]
     for title, heads, rows in tables:
         parts.append(f"## {title}\n")
         if not rows:
@@ -100,12 +122,12 @@ def _markdown(results: Results, tables: Iterable[Table]) -> str:
     return "\n".join(parts)
 
 
-def _html(results: Results, tables: Iterable[Table]) -> str:
+def _html(results: Results, tables: Iterable[Table], plots: Mapping[str, str]) -> str:
     title = html.escape(f"Evaluation on {results.file}")
     parts = [
         f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>',
         f"<h1>{title}</h1><p>{html.escape(_headline(results))}</p>",
-        *(_plot(name, judged) for name, judged in results.sets.items()),
+        *(f'<figure role="img" aria-label="{html.escape(_named(name))}">{svg}</figure>' for name, svg in plots.items()),
     ]
     for heading, heads, rows in tables:
         head = "".join(f"<th>{html.escape(text)}</th>" for text in heads)
@@ -113,28 +135,6 @@ def _html(results: Results, tables: Iterable[Table]) -> str:
         shown = f"<table><tr>{head}</tr>{body}</table>" if rows else "<p>None.</p>"
         parts.append(f"<h2>{html.escape(heading)}</h2>{shown}")
     return "\n".join(parts) + "\n</html>\n"
-
-
-def _plot(name: str, judged: Judged) -> str:
-    """The change of each measure with its interval, as SVG: right of the line is better."""
-    bars = [("loss (negated)", judged.gain), *((metric, told.change) for metric, told in judged.metrics.items())]
-    reach = max(0.05, *(max(abs(bar.low), abs(bar.high)) for _, bar in bars))
-    middle, width, step = 400, 260, 26
-    shapes = [f'<line x1="{middle}" x2="{middle}" y1="10" y2="{step * len(bars) + 14}" stroke="#999"/>']
-    for number, (label, bar) in enumerate(bars):
-        y = 26 + step * number
-        low, high, mean = (middle + width * value / reach for value in (bar.low, bar.high, bar.mean))
-        kind = "better" if bar.low > 0 else "worse" if bar.high < 0 else "none"
-        colour = {"better": "#17692e", "worse": "#a31515", "none": "#555"}[kind]
-        shapes.append(
-            f'<text x="120" y="{y + 4}" text-anchor="end" font-size="13">{html.escape(label)}</text>'
-            f'<line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke="{colour}" stroke-width="3"/>'
-            f'<circle cx="{mean:.1f}" cy="{y}" r="5" fill="{colour}"/>'
-        )
-    height = step * len(bars) + 24
-    label = html.escape(f"Change on the set {name}, with 95 % intervals; from −{reach:.2f} to {reach:.2f}")
-    figure = f'<svg role="img" aria-label="{label}" width="700" height="{height}">{"".join(shapes)}</svg>'
-    return f"<figure>{figure}<figcaption>{label}</figcaption></figure>"
 
 
 def _interval(told: Interval) -> str:
@@ -146,7 +146,12 @@ def _range(told: Interval) -> str:
 
 
 def _speed(speed: Speed) -> list[str]:
-    return [f"{speed.first_s * 1000:.0f} ms", f"{speed.tokens_per_s:.0f}"]
+    seconds = (speed.first_s, speed.answer_s, speed.slow_s)
+    return [*(f"{value * 1000:.0f} ms" for value in seconds), f"{speed.tokens_per_s:.0f}"]
+
+
+def _named(plot: str) -> str:
+    return plot.removeprefix("plot-").removesuffix(".svg")
 
 
 def _short(text: str) -> str:

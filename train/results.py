@@ -15,6 +15,24 @@ class Metric(Strict):
     change: Interval
 
 
+class Preference(Strict):
+    """What a judge thinks of pairs of answers: see train/preference.py. wins: of the tuned model.
+
+    score: wins less losses, as a share, mean over conversations; None where nothing was judged. left_out: the budget
+    was used.
+    """
+
+    judge: str
+    wins: int
+    losses: int
+    ties: int
+    swayed: int
+    unreadable: int
+    left_out: int
+    tokens: int
+    score: Interval | None
+
+
 class Judged(Strict):
     """One set of held-out conversations. Losses: mean negative log-likelihood of a learnt token, nats.
 
@@ -28,6 +46,7 @@ class Judged(Strict):
     tuned_loss: float
     gain: Interval
     metrics: dict[str, Metric] = Field(default_factory=dict)  # of the answers that were generated; see train/scores.py
+    preference: Preference | None = None  # None: no judge was asked
     dropped: dict[str, int] = Field(default_factory=dict)
 
 
@@ -41,10 +60,14 @@ class Regression(Strict):
 
 
 class Speed(Strict):
-    """Of the generated answers: means. first_s: until something came, with the others beside it."""
+    """Of the generated answers. first_s: until something came, with the others beside it; answer_s, slow_s: until the
+    end, half of them and all but 5 %; else means.
+    """
 
     first_s: float
     tokens_per_s: float
+    answer_s: float
+    slow_s: float
 
 
 class Results(Strict):

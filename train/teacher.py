@@ -27,10 +27,21 @@ class Answer(NamedTuple):
 
 
 class Teacher:
-    """Asks one model of one server. url: up to /v1."""
+    """Asks one model of one server. url: up to /v1. who, setting: what messages call it, and where its url is set."""
 
-    def __init__(self, url: str, dialect: Dialect, model: str, *, key: str | None, timeout_s: float) -> None:
+    def __init__(
+        self,
+        url: str,
+        dialect: Dialect,
+        model: str,
+        *,
+        key: str | None,
+        timeout_s: float,
+        who: str = "teacher",
+        setting: str = "generate.url",
+    ) -> None:
         self._url, self._dialect, self._model = url.rstrip("/"), dialect, model
+        self._who, self._setting = who, setting
         openai = {"Authorization": f"Bearer {key}"} if key else {}
         anthropic = {"anthropic-version": "2023-06-01"} | ({"x-api-key": key} if key else {})
         self._http = httpx.AsyncClient(headers=openai if dialect == "openai" else anthropic, timeout=timeout_s)
@@ -55,15 +66,24 @@ class Teacher:
                 reason = str(error) or type(error).__name__
             else:
                 if got.is_success:
-                    return _object(got, self._url)
+                    return self._object(got)
                 reason = f"{got.status_code} {got.text[:300]}"
                 if got.status_code != 429 and got.status_code < 500:
-                    raise InvalidRequest(f"The teacher at {self._url} refuses: {reason}", "generate.url")
+                    raise InvalidRequest(f"The {self._who} at {self._url} refuses: {reason}", self._setting)
                 told = got.headers.get("retry-after", "")
                 wait = max(wait, float(told)) if told.isdecimal() else wait
             await asyncio.sleep(min(wait, LONGEST_WAIT_S))
             wait *= 2
-        raise Unavailable(f"teacher at {self._url}", reason, LONGEST_WAIT_S)
+        raise Unavailable(f"{self._who} at {self._url}", reason, LONGEST_WAIT_S)
+
+    def _object(self, got: httpx.Response) -> Json:
+        try:
+            told = got.json()
+        except ValueError:
+            told = None
+        if not isinstance(told, dict):
+            raise InvalidRequest(f"What answers at {self._url} is no model: {got.text[:100]!r}", self._setting)
+        return told
 
     def _to_openai(self, messages: Sequence[Message], tools: Sequence[Tool]) -> Json:
         body: Json = {"model": self._model, "messages": [external(message) for message in messages]}
@@ -76,16 +96,6 @@ class Teacher:
         body: Json = {"model": self._model, "messages": told}
         offered = [_function(tool, "input_schema") for tool in tools]
         return body | ({"system": system} if system else {}) | ({"tools": offered} if offered else {})
-
-
-def _object(got: httpx.Response, url: str) -> Json:
-    try:
-        told = got.json()
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise InvalidRequest(f"What answers at {url} is no model: {got.text[:100]!r}", "generate.url")
-    return told
 
 
 def _function(tool: Tool, schema: str) -> Json:

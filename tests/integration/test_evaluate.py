@@ -114,6 +114,8 @@ def test_what_was_learnt_shows_as_it_is_served(workshop: Workshop, blue: Path):
     report = (folder / "report.html").read_text()
     assert "It is blue." in report
     assert "<script" not in report
+    assert report.count("<svg") == 2  # what changed, and how long answers took
+    assert "https://" not in report.split("</style>")[1].replace('xmlns:xlink="http', "")
     assert "| exact | 0.000 | 1.000 |" in (folder / "report.md").read_text()
     said = [json.loads(text) for text in lines.texts(folder / "answers.jsonl")]
     assert {row["tuned"] for row in said} == {"It is blue."}

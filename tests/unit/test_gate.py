@@ -6,7 +6,7 @@ import pytest
 
 from train.gate import Gates, judge
 from train.parity import Parity
-from train.results import Judged, Metric, Regression, Results
+from train.results import Judged, Metric, Preference, Regression, Results
 from train.scores import Interval
 
 
@@ -21,6 +21,16 @@ def judged(gain: float = 0.2, spread: float = 0.1, conversations: int = 50, **me
     return Judged(
         conversations=conversations, answers=50, tokens=900, base_loss=1.0, tuned_loss=0.8, gain=interval, metrics=told
     )
+
+
+DISLIKED = Interval(-0.3, -0.5, -0.1, 22)
+
+
+def preferred(wins: int, losses: int, score: Interval | None = DISLIKED) -> Judged:
+    told = Preference(
+        judge="j", wins=wins, losses=losses, ties=1, swayed=1, unreadable=0, left_out=0, tokens=9, score=score
+    )
+    return judged().model_copy(update={"preference": told})
 
 
 def parity(difference: float = 0.01, trained: float = 0.2, **fields: Any) -> Parity:
@@ -66,6 +76,8 @@ def test_a_better_candidate_passes():
         ({"parity": parity(difference=0.06)}, "by 0.0600 nats a token, 0.0500 are allowed"),
         ({"parity": parity(problems=("c1: the prompt differs from token 3 of 9",))}, "the prompt differs from token 3"),
         ({"parity": None}, "was not measured"),
+        ({"sets": {"test": preferred(2, 20)}}, "20 times: -0.300 (95 %: -0.500 to -0.100), which must reach 0"),
+        ({"sets": {"test": preferred(0, 0, score=None)}}, "nothing that it said is a verdict"),
     ],
 )
 def test_whatever_is_worse_blocks(changed: dict[str, Any], reason: str):
