@@ -25,6 +25,7 @@ COMMANDS = {
     ),
     "Serve": (
         ("serve", "cli_serve:serve", "start everything and answer until Ctrl-C"),
+        ("doctor", "cli_doctor:doctor", "look at this machine, and say what to do where something is wrong"),
         ("check", "cli_serve:check", "say what is wrong with a configuration"),
         ("bench", "cli_bench:bench", "compare models on this machine: speed, time to first token, memory"),
         ("keys", "cli_keys:app", "create, list and revoke API keys"),
