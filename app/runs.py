@@ -202,6 +202,14 @@ class Runs:
         written = None if error is None else hide(error)
         return await self._row("finish", run.id, run.attempt, state, _json(result or {}), written, code) is not None
 
+    async def lend(self, run: Run, layers: Mapping[str, int]) -> None:
+        """Keep what a run has borrowed (app/lending.py); nothing: it has given all back."""
+        await self._row("lend", run.id, _json(dict(layers)))
+
+    async def lending(self) -> tuple[Run, ...]:
+        """Runs that have ended and did not give back."""
+        return tuple(map(_run, await self._rows("lending")))
+
     async def begin(self, run: Run, name: str, folder: str, key: str) -> None:
         """A stage begins."""
         await self._row("begin", run.id, name, hide(folder), key)

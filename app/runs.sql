@@ -28,10 +28,20 @@ update runs set seen_at = 'epoch' where id = $1 and attempt = $2 and state = 'ru
 -- running: what is worked on
 select * from runs where state = 'running' order by number limit 1
 
--- finish: no row where another attempt has begun
-update runs set state = $3, result = $4, error = $5, error_code = $6, finished_at = now()
+-- finish: no row where another attempt has begun; what it has borrowed stays known
+update runs set
+    state = $3, result = $4::jsonb || coalesce((select jsonb_build_object('gpus_lent', result -> 'gpus_lent')
+        where result ? 'gpus_lent'), '{}'), error = $5, error_code = $6, finished_at = now()
 where id = $1 and attempt = $2 and state = 'running'
 returning id
+
+-- lend: what a run has borrowed; {} for nothing
+update runs set result = case when $2 = '{}'::jsonb then result - 'gpus_lent'
+    else result || jsonb_build_object('gpus_lent', $2) end
+where id = $1
+
+-- lending: runs that have ended and did not give back
+select * from runs where result ? 'gpus_lent' and state not in ('queued', 'running')
 
 -- cancel: at once where nobody works on it, else as soon as it is noticed; no row where it has ended
 update runs set

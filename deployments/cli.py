@@ -42,6 +42,7 @@ COMMANDS = {
         ("train", "cli_train:train", "learn: from conversations to an adapter that can be promoted"),
         ("runs", "cli_train:runs", "list, show and cancel training runs"),
         ("mlflow", "cli_train:mlflow", "show MLflow's pages on port 5000"),
+        ("forget", "cli_forget:forget", "forget conversations, and let what learnt from them answer no more"),
         ("plan", "cli_plan:plan", "whether tuning a model fits into a GPU's memory"),
         ("adapters", "cli_adapters:app", "list, add and retire adapters"),
         ("promote", "cli_adapters:promote_adapter", "let an adapter answer for its model's name, or try it out"),

@@ -17,9 +17,11 @@ from cronsim import CronSim
 from app import params
 from app.errors import MindFuError
 from app.forgetting import sweep
+from app.lending import left_over
 from app.postgres import open_pool, reaching_postgres
+from app.registry import Registry
 from app.runs import Order, Origin, Run, Runs
-from app.settings import Secrets, Settings, TrainingSettings
+from app.settings import Secrets, Settings, TrainingSettings, params_file
 from deployments.ordering import parameters_for, require_training
 from deployments.training import Launcher, Queue
 
@@ -73,6 +75,7 @@ class Trainer:
             now = asyncio.get_running_loop().time()
             if running is None and now - looked_at >= UNATTENDED_S:
                 looked_at = now
+                await left_over(runs, Registry(pool, self._home))
                 await unattended.once()
                 await sweep(pool, self._home)
             await asyncio.sleep(REST_S)
@@ -133,7 +136,7 @@ async def _alone(pool: asyncpg.Pool) -> AsyncIterator[bool]:
 
 
 def _ray_jobs(home: Path) -> Launcher:
-    from app.settings import params_file
     from deployments.ray_jobs import RayJobs
 
-    return RayJobs(home, {"MINDFU_PARAMS": str(params_file())})
+    # Workers without a GPU of their own by Ray's counting see those that serving lent (app/lending.py).
+    return RayJobs(home, {"MINDFU_PARAMS": str(params_file()), "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0"})

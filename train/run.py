@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Coroutine, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, Self, TypeVar
 
@@ -27,13 +27,14 @@ import asyncpg
 from pydantic import JsonValue
 
 from app.errors import MindFuError, NotPromoted, Unavailable
+from app.lending import give_back, lend, lent_to
 from app.postgres import open_pool
 from app.promotion import promote
 from app.registry import Registry, split_name
 from app.runs import BEAT_S, Progress, Run, Runs
 from app.settings import Secrets, home
 from app.shelves import Shelves
-from train import lines, pipeline, stages
+from train import cluster, lines, pipeline, stages
 from train.pipeline import GATHERING, Step, Uploads
 
 LOGS = "logs"  # beneath <home>/runs: what each run prints
@@ -249,7 +250,8 @@ def _step(desk: Desk, run: Run, step: Step, done: Mapping[str, Path], before: Pa
     deadline = time.monotonic() + AWAY_S
     while True:
         try:
-            folder = stages.run(stage, inputs=inputs, parameters=chosen, home=desk.home, began=began)
+            with _gpus(desk, run, step, chosen) as own:
+                folder = stages.run(stage, inputs=inputs, parameters=own, home=desk.home, began=began)
             break
         except Unavailable as error:  # of export and publish, which read and write PostgreSQL
             if time.monotonic() > deadline:
@@ -264,6 +266,45 @@ def _step(desk: Desk, run: Run, step: Step, done: Mapping[str, Path], before: Pa
     seconds = "done before" if reused else f"{told.seconds:.1f} s"
     _say(desk, run, f"{step.name}: {counted} ({seconds}).", dropped=dict(told.dropped))
     return folder
+
+
+@contextlib.contextmanager
+def _gpus(desk: Desk, run: Run, step: Step, chosen: Any) -> Iterator[Any]:
+    """The parameters of a stage; those of tuning while serving lends it the GPUs that it needs and holds."""
+    registry = Registry(desk.pool, desk.home)
+    if step.stage != "tune" or chosen.gpu is False or not (lent := _lent(desk, run, registry, chosen)):
+        yield chosen
+        return
+    try:
+        yield chosen.model_copy(update={"gpu": False})  # by Ray's counting, which knows nothing of the loan
+    finally:
+        try:
+            desk.ask(give_back(registry, lent))
+            desk.tell("lend", run, {})
+            _say(desk, run, f"{', '.join(lent)} is back on the GPUs.")
+        except MindFuError as error:  # the trainer tries again: what was lent stands with the run
+            _say(desk, run, f"The GPUs are not given back yet: {error}", level="warn")
+
+
+def _lent(desk: Desk, run: Run, registry: Registry, chosen: Any) -> dict[str, int]:
+    """What serving lends: nothing where it has nothing, or where GPUs are free."""
+    if before := lent_to(run):  # to an earlier attempt
+        return before
+    members = desk.ask(registry.members())
+    if not any(holding.layers for member in members for holding in member.models.values()):
+        return {}
+    with cluster.connected(desk.home):
+        import ray
+
+        there, free = (float(found.get("GPU", 0)) for found in (ray.cluster_resources(), ray.available_resources()))
+    if there < chosen.workers or free >= chosen.workers:
+        return {}
+    lent = desk.ask(lend(registry))
+    desk.tell("lend", run, lent)
+    _say(
+        desk, run, f"{', '.join(lent)} lends its GPUs to the training, and answers on the CPU meanwhile.", level="warn"
+    )
+    return lent
 
 
 def _result(done: Mapping[str, Path]) -> dict[str, JsonValue]:
