@@ -14,7 +14,9 @@ from ray.serve.schema import ServeDeploySchema
 
 from app.errors import Misconfigured
 from app.keys import pepper
-from app.settings import IMPORT_PATH, Secrets, Settings
+from app.settings import IMPORT_PATH, Secrets, Settings, ToolSettings
+from app.tools.catalogue import own
+from app.tools.sandbox import shared
 
 DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore", "Tools")
 SINGLE = {"VectorStore": "it owns a folder", "Tools": "it owns the workspaces and the MCP servers"}
@@ -42,7 +44,7 @@ def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
         found.append(str(exc))
     for index, application in enumerate(config["applications"]):
         if application.get("import_path") == IMPORT_PATH:
-            found += _application_problems(application, f"applications[{index}]")
+            found += _application_problems(application, home, f"applications[{index}]")
     return found
 
 
@@ -65,7 +67,7 @@ def beyond_loopback(host: str) -> bool:
         return True
 
 
-def _application_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:
+def _application_problems(application: Mapping[str, Any], home: Path, where: str) -> Iterator[str]:
     try:
         Settings.model_validate(application.get("args") or {})
     except ValidationError as exc:
@@ -73,6 +75,7 @@ def _application_problems(application: Mapping[str, Any], where: str) -> Iterato
             yield f"{where}.args.{_dotted(problem['loc'])}: {_explained(problem)}"
     else:
         yield from _placement_problems(application, where)
+        yield from _tool_problems(Settings.model_validate(application.get("args") or {}).tools, home, where)
     for deployment in application.get("deployments") or []:
         name = deployment.get("name")
         if name not in DEPLOYMENTS:
@@ -101,6 +104,16 @@ def _placement_problems(application: Mapping[str, Any], where: str) -> Iterator[
     for model in models:
         if given and model.gpus and max(model.gpus) >= math.ceil(given):
             yield f"{where}.args.llm: gpus of '{model.name}' names {max(model.gpus)}, num_gpus is {given}: from 0 on"
+
+
+def _tool_problems(settings: ToolSettings, home: Path, where: str) -> Iterator[str]:
+    """Functions that cannot be tools, and folders that cannot be worked in."""
+    if settings.enabled:
+        try:
+            own(settings)
+            shared(settings, home)
+        except Misconfigured as exc:
+            yield f"{where}.args.{exc}"
 
 
 def _explained(problem: Any) -> str:

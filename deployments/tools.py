@@ -16,17 +16,16 @@ from typing import TYPE_CHECKING, Protocol
 
 from ray.serve.handle import DeploymentHandle
 
-from app.errors import Misconfigured
 from app.memory import COLLECTION
 from app.messages import Passage, Search
 from app.settings import RagSettings, ToolSettings, environment
-from app.tools.catalogue import BUILT_IN
+from app.tools.catalogue import own
 from app.tools.context import Context
 from app.tools.network import Network
 from app.tools.offer import Offered, Whose
 from app.tools.outcome import Outcome, outcome, refused
-from app.tools.registry import ServerTool, by_name, from_function, imported
-from app.tools.sandbox import Sandbox
+from app.tools.registry import ServerTool
+from app.tools.sandbox import shared, workspace
 from deployments.retriever import Handle
 
 if TYPE_CHECKING:
@@ -59,10 +58,7 @@ class Tools:
         )
         self._settings, self._rag, self._home = settings, rag, home
         self._threads = ThreadPoolExecutor(THREADS, "tool")
-        functions = (*BUILT_IN, *map(imported, settings.functions))
-        self._own = by_name(from_function(function, self._threads) for function in functions)
-        self._shared = self._sandbox(settings.roots) if settings.roots else None
-        self._sandboxes: dict[str, Sandbox] = {}
+        self._own, self._shared = own(settings, self._threads), shared(settings, home)
         self._servers = _servers(settings)
         self._connections = [asyncio.create_task(server.forever()) for server in self._servers]
 
@@ -113,7 +109,7 @@ class Tools:
 
     def _context(self, whose: Whose) -> Context:
         return Context(
-            sandbox=self._shared or self._workspace(whose.tenant),
+            sandbox=self._shared or workspace(self._settings, self._home, whose.tenant),
             network=Network(private=self._settings.private_network),
             search=partial(self._search, whose),
             max_file_bytes=self._settings.max_file_bytes,
@@ -134,21 +130,6 @@ class Tools:
                 neighbours=self._rag.neighbours,
             )
         )
-
-    def _workspace(self, tenant: str) -> Sandbox:
-        if tenant not in self._sandboxes:
-            root = self._home / "workspace" / tenant
-            root.mkdir(parents=True, exist_ok=True, mode=0o700)
-            self._sandboxes[tenant] = self._sandbox((root,), lent=(root,))
-        return self._sandboxes[tenant]
-
-    def _sandbox(self, roots: tuple[Path, ...], lent: tuple[Path, ...] = ()) -> Sandbox:
-        for root in roots:
-            if not root.is_absolute() or not root.is_dir():
-                raise Misconfigured(
-                    "tools.roots", f"'{root}' is no folder with an absolute path", "Make it, or name another one."
-                )
-        return Sandbox(roots, protected=(self._home, *self._settings.protected), lent=lent)
 
 
 def _servers(settings: ToolSettings) -> tuple["McpServer", ...]:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 
 from app.errors import Misconfigured
+from app.settings import ToolSettings
 from app.tools.beneath import Identity, identity, step
 from app.tools.failures import ToolFailed
 
@@ -185,6 +186,22 @@ class Sandbox:
             yield held
         finally:
             os.close(fd)
+
+
+def shared(settings: ToolSettings, home: Path) -> Sandbox | None:
+    """The sandbox of all tenants, where `tools.roots` names folders. Raises Misconfigured."""
+    for root in settings.roots:
+        if not root.is_absolute() or not root.is_dir():
+            problem = f"'{root}' is no folder with an absolute path"
+            raise Misconfigured("tools.roots", problem, "Make it, or name another one.")
+    return Sandbox(settings.roots, protected=(home, *settings.protected)) if settings.roots else None
+
+
+def workspace(settings: ToolSettings, home: Path, tenant: str) -> Sandbox:
+    """The sandbox of one tenant, beneath the home folder. It is made where it is not there."""
+    root = home / "workspace" / tenant
+    root.mkdir(parents=True, exist_ok=True, mode=0o700)
+    return Sandbox((root,), protected=(home, *settings.protected), lent=(root,))
 
 
 def _check(held: Held) -> None:
