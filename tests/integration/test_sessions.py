@@ -2,7 +2,7 @@
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, MutableMapping
 from contextlib import aclosing
 from pathlib import Path
 from typing import Any
@@ -22,12 +22,16 @@ pytestmark = pytest.mark.integration
 
 
 class Listener(Echo):
-    """Answers `answer <n>`, and knows what it was shown. failing: how the next answers fail; sick: its health."""
+    """Answers `answer <n>`, and knows what it was shown. failing: how the next answers fail; sick: its health.
+
+    hangs: no answer ends; left: one was given up.
+    """
 
     def __init__(self) -> None:
         self.shown: list[list[str]] = []
         self.failing: list[MindFuError] = []
         self.sick: MindFuError | None = None
+        self.hangs, self.left = False, False
 
     async def check_health(self) -> None:
         if self.sick:
@@ -38,8 +42,13 @@ class Listener(Echo):
         if self.failing:
             raise self.failing.pop()
         async with aclosing(super().generate(request)) as items:
-            async for item in items:
-                yield Delta(f"answer {len(self.shown)}", 1) if isinstance(item, Delta) else item
+            try:
+                async for item in items:
+                    yield Delta(f"answer {len(self.shown)}", 1) if isinstance(item, Delta) else item
+                    if self.hangs:
+                        await asyncio.Event().wait()
+            finally:
+                self.left = self.hangs
 
 
 @pytest.fixture
@@ -210,6 +219,37 @@ async def test_an_answer_streams_as_json_events(http: httpx.AsyncClient):
     assert (events[-1]["done"], events[-1]["response"], events[-1]["session_id"]) == (True, "answer 1", "default")
     reset = await http.post("/chat", json={"messages": [], "stream": True})
     assert json.loads(reset.text.removeprefix("data: "))["response"] == ""
+
+
+@pytest.mark.parametrize(
+    ("event", "known"),
+    [("http.response.start", []), ("http.response.body", ["user: one", "assistant: answer 1"])],
+)
+async def test_a_client_that_leaves_frees_the_model(
+    gateway: Whole, http: httpx.AsyncClient, llm: Listener, event: str, known: list[str]
+):
+    """Before the first word the question is no part of the history; after it, what was told by then is."""
+    llm.hangs = True
+    body = {"messages": [{"role": "user", "content": "one"}], "stream": True, "rag": False}
+    sent = [{"type": "http.request", "body": json.dumps(body).encode()}]
+
+    async def receive() -> dict[str, object]:
+        return sent.pop() if sent else {"type": "http.disconnect"}
+
+    async def send(told: MutableMapping[str, Any]) -> None:
+        if told["type"] == event:
+            raise OSError
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    path = {"path": "/chat", "raw_path": b"/chat", "query_string": b"", "root_path": ""}
+    scope = {"type": "http", "method": "POST", "scheme": "http", "headers": headers, "server": ("localhost", 80)}
+    with pytest.raises(OSError):  # noqa: PT011 - our own, from `send`
+        await gateway.app(scope | path, receive, send)
+    await gateway.gateway.answering.close()
+    await until(lambda: llm.left)
+    llm.hangs = False
+    await said(http, "two")
+    assert llm.shown[-1][1:] == [*known, "user: two"]
 
 
 async def test_two_requests_at_once_are_branches(http: httpx.AsyncClient):
