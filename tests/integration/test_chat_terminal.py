@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -211,3 +212,17 @@ async def test_a_chat_that_is_piped_in_is_answered_line_by_line(url: str):
     assert "this is message 1." in done.stdout
     assert "Tools are off." in done.stdout
     assert "this is message 2." in done.stdout
+
+
+async def test_the_documented_program_runs_as_it_stands(url: str, tmp_path: Path):
+    """The one of docs/cli.md, but for the address."""
+    (code,) = re.findall(r"^```python\n(.*?)^```", (ROOT / "docs" / "cli.md").read_text(), re.MULTILINE | re.DOTALL)
+    program = [sys.executable, "-c", code.replace("http://127.0.0.1:11434", url)]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    done = await asyncio.to_thread(
+        subprocess.run, program, capture_output=True, text=True, timeout=240, cwd=tmp_path, env=environment, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("I am mindfu-demo, this is message 1.")
+    assert done.stdout.endswith("\n1 conversations\n")
+    assert len((tmp_path / "training_data.jsonl").read_text().splitlines()) == 1

@@ -3,11 +3,14 @@
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
+from rich.console import Console
 
 from app.errors import Unavailable
 from deployments import cli, cli_columns, cli_logs
+from deployments.cli_repl import Repl
 from tests.command import mindfu
 
 ROOT = Path(__file__).parents[2]
@@ -81,6 +84,14 @@ def test_a_configuration_is_checked_for_people_and_programs(tmp_path: Path, caps
     assert "http_options" in capsys.readouterr().err
     assert mindfu("check", str(file), "--json") == 2
     assert '"problems": ["http_optoins' in capsys.readouterr().out
+
+
+def test_the_documentation_names_every_command():
+    """Those of the shell, and those of `mindfu chat`."""
+    text = (ROOT / "docs" / "cli.md").read_text()
+    assert [name for name in NAMES if f"`{name}`" not in text] == []
+    repl: Any = Repl(None, Console(), input)  # type: ignore[arg-type]
+    assert [name for name in repl.commands if f"`/{name}" not in text] == []
 
 
 def test_columns_are_as_wide_as_their_widest_cell():
