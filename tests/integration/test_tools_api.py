@@ -15,7 +15,8 @@ import pytest
 import yaml
 
 from app.messages import Delta, Done, End, Generate, Message, Timings, ToolCallDelta, Usage
-from app.settings import Settings, ToolSettings
+from app.settings import LLMSettings, Settings, ToolSettings
+from deployments.llama_cpp import LlamaCpp
 from tests.gateway import Echo, Whole, whole
 
 pytestmark = pytest.mark.integration
@@ -199,8 +200,7 @@ async def test_the_model_reads_a_file_and_answers(gateway, model, key, notes):
         {"status": "success", "temp": 21, "condition": "sunny"},
     ]
     async with gateway.http(key) as http:
-        conversation = (await http.get("/v1/conversations?limit=1")).json()["data"][0]["id"]
-        (turn,) = (await http.get(f"/v1/conversations/{conversation}")).json()["turns"]
+        (turn,) = await _turns(http)
     assert turn["answer"]["content"] == "Let me see.\n\nIt is so."
     assert [(run["name"], run["status"], run["round"]) for run in turn["extras"]["tool_runs"]] == [
         ("read_file", "success", 1),
@@ -381,6 +381,34 @@ async def test_streams_are_what_strict_sdks_take(gateway, model, key, notes):
         assert [block.text for block in message.content] == ["Let me see.\n\nIt is so."]
 
 
+async def test_a_real_model_calls_and_is_told(tmp_path):
+    """The demo model on its own engine: template and grammar bring the call, the next prompt tells its result."""
+    replica = LlamaCpp(LLMSettings(), tmp_path)
+    try:
+        async with (
+            whole(tmp_path, Settings(tools=ToolSettings(enabled=True)), llm=replica) as gateway,
+            gateway.http() as http,
+        ):
+            body: dict[str, Any] = {"model": "mindfu-demo", "messages": ASKED, "rag": False, "max_tokens": 80}
+            body |= {"server_tools": ["get_current_directory"], "temperature": 0, "tool_choice": "required"}
+            told = (await http.post("/v1/chat/completions", json=body)).json()
+            turn = (await _turns(http))[0]
+    finally:
+        replica.close()
+    assert told["tools_used"][0] == "get_current_directory()"
+    assert told["choices"][0]["finish_reason"] in {"stop", "length"}
+    assert json.loads(turn["extras"]["steps"][1]["content"])["path"] == str(
+        tmp_path.resolve() / "workspace" / "default"
+    )
+    assert told["usage"]["prompt_tokens_details"]["cached_tokens"] > 0, "the second prompt goes on from the first"
+
+
+async def _turns(http: Any) -> Any:
+    """Of the latest conversation."""
+    conversation = (await http.get("/v1/conversations?limit=1")).json()["data"][0]["id"]
+    return (await http.get(f"/v1/conversations/{conversation}")).json()["turns"]
+
+
 async def test_a_client_that_leaves_in_mid_answer_leaves_a_turn_with_its_calls(gateway, model, key, notes):
     """As cancelled: what ran, ran."""
     silent = asyncio.Event()
@@ -406,7 +434,6 @@ async def test_a_client_that_leaves_in_mid_answer_leaves_a_turn_with_its_calls(g
     finally:
         gateway.gateway.answering.llm = before
     async with gateway.http(key) as http:
-        conversation = (await http.get("/v1/conversations?limit=1")).json()["data"][0]["id"]
-        (turn,) = (await http.get(f"/v1/conversations/{conversation}")).json()["turns"]
+        (turn,) = await _turns(http)
     assert (turn["status"], turn["answer"]["content"]) == ("cancelled", "Well")
     assert [run["name"] for run in turn["extras"]["tool_runs"]] == ["read_file"]
