@@ -15,6 +15,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Literal, Protocol
 
+from app.errors import MindFuError
 from app.runs import LIVE_S, MOST_ATTEMPTS, Run, Runs
 
 Alive = Literal["alive", "gone", "unknown"]
@@ -42,7 +43,7 @@ class Queue:
         self._runs, self._launcher, self._live_s = runs, launcher, live_s
 
     async def once(self) -> Run | None:
-        """Begin the next run, if it is time. Returns what is worked on now. Raises Unavailable."""
+        """Begin the next run, if it is time. Returns what is worked on now. Raises MindFuError; call it again then."""
         running = await self._runs.running()
         if running is not None:
             state = await self._launcher.state(running)
@@ -62,7 +63,12 @@ class Queue:
             problem = f"The process that works on it ended {MOST_ATTEMPTS} times without a word. See its logs."
             await self._runs.finish(run, "failed", error=problem, code="killed")
             return None
-        await self._launcher.start(run)
+        try:
+            await self._launcher.start(run)
+        except MindFuError as error:
+            await self._runs.note(run, f"It cannot be started: {error}", level="warn")
+            await self._runs.lose(run)
+            raise
         return run
 
 

@@ -40,6 +40,7 @@ from train.pipeline import GATHERING, Step, Uploads
 LOGS = "logs"  # beneath <home>/runs: what each run prints
 AWAY_S = 600.0  # that a stage or a word may wait for PostgreSQL
 RETRY_S = 2.0
+NICENESS = 10
 STOP_S = 30.0  # that a stage may take to end when it is told to
 HISTORY = "history.jsonl"
 
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("attempt", type=int)
     options = parser.parse_args()
     folder = home()
+    os.nice(NICENESS)  # questions are answered first
     _log_to(log_file(folder, options.run))
     with Desk(folder) as desk:
         run = desk.ask(desk.runs.get(None, options.run))

@@ -8,7 +8,7 @@ import asyncpg
 import pytest
 
 from app.conversations import Conversations, Turn
-from app.errors import Conflict, NotFound
+from app.errors import Conflict, NotFound, Unavailable
 from app.feedback import FeedbackStore, Opinion
 from app.messages import Message
 from app.runs import MOST_ATTEMPTS, Order, Progress, Run, Runs
@@ -116,8 +116,11 @@ class Processes:
         self.started: list[Run] = []
         self.stopped: list[Run] = []
         self.how: Alive = "alive"
+        self.refuses = False
 
     async def start(self, run: Run) -> None:
+        if self.refuses:
+            raise Unavailable("job server", "it is not there")
         self.started.append(run)
 
     async def state(self, run: Run) -> Alive:
@@ -141,6 +144,20 @@ async def test_the_queue_begins_a_run_anew_when_its_process_is_gone(runs: Runs):
     assert [run.attempt for run in processes.started] == [*range(1, MOST_ATTEMPTS + 1)]
     run = (await runs.list("default"))[0]
     assert (run.state, run.error_code) == ("failed", "killed")
+
+
+async def test_a_run_that_cannot_be_started_is_tried_again(runs: Runs):
+    """And says why it was not, while whoever works on the queue hears of it."""
+    run = await runs.add("default", Order(), "http")
+    processes = Processes()
+    queue = Queue(runs, processes)
+    processes.refuses = True
+    with pytest.raises(Unavailable):
+        await queue.once()
+    processes.refuses, processes.how = False, "gone"
+    assert await queue.once()
+    assert [started.attempt for started in processes.started] == [2]
+    assert "It cannot be started: The job server is not available" in (await runs.events(run.id))[0].text
 
 
 async def test_the_queue_ends_a_cancelled_run_whose_process_is_gone_or_deaf(runs: Runs):
