@@ -37,7 +37,9 @@ class ToolLoop:
     async def answer(self, request: Generate) -> AsyncGenerator[Delta | ToolRun | Done]:
         """Deltas and runs as they come, then Done. Raises what the engine raises. request: for one answer, n = 1."""
         assert request.n == 1
-        relay, dones = _Relay({tool.name for tool in request.tools} - self._runner.names), list[Done]()
+        offered = {tool.name for tool in request.tools}
+        runner, dones = self._runner.among(offered), list[Done]()
+        relay = _Relay(offered - runner.names)
         for round_ in range(1, self._iterations + 2):
             asked = self._next(request, round_, dones)
             if asked is None:
@@ -56,7 +58,7 @@ class ToolLoop:
             if not calls or relay.client_called or dones[-1].finish_reason != "tool_calls":
                 break
             self.messages.append(relay.message(calls))
-            async with aclosing(self._runner.run(calls, round_)) as runs:
+            async with aclosing(runner.run(calls, round_)) as runs:
                 async for run in runs:
                     self.runs.append(run)
                     self.messages.append(Message(role="tool", content=run.result, name=run.name, tool_call_id=run.id))

@@ -7,7 +7,7 @@ turn, and what was remembered before it is forgotten.
 import asyncio
 import json
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Collection, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Literal
 
@@ -77,6 +77,11 @@ class Runner:
         self.names = frozenset(reads)
         self._reads, self._make, self._left = reads, make, max_calls
         self._known: dict[tuple[str, str], Outcome] = {}
+
+    def among(self, names: Collection[str]) -> "Runner":
+        """One for those of its tools that have these names, which remembers nothing yet."""
+        reads = {name: reads for name, reads in self._reads.items() if name in names}
+        return Runner(reads, self._make, max_calls=self._left)
 
     async def run(self, calls: Sequence[ToolCall], round_: int) -> AsyncGenerator[ToolRun]:
         """The runs of the calls, in their order, each group as soon as it is done."""

@@ -137,6 +137,13 @@ async def test_a_call_of_the_clients_own_tool_ends_the_answer():
     assert (told[-1], looping.runs) == (CALLED, [])
 
 
+async def test_a_tool_that_the_request_does_not_offer_is_not_run():
+    """Though the server has it: `allowed_tools` may have left it out."""
+    looping = loop(Model([call("write"), CALLED], [done()]))
+    await items(looping)
+    assert [(run.status, "There are: look." in run.result) for run in looping.runs] == [("error", True)]
+
+
 async def test_after_the_last_round_the_model_must_answer():
     """With what it has, and without tools."""
     model = Model(*[[call("look", arguments=f'{{"n":{n}}}'), CALLED] for n in range(2)], [Delta("Enough.", 1), done()])
