@@ -17,8 +17,9 @@ from app.keys import pepper
 from app.settings import IMPORT_PATH, Secrets, Settings, ToolSettings
 from app.tools.catalogue import own
 from app.tools.sandbox import shared
+from deployments import clusters
 
-DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore", "Tools")
+DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore", "Tools", "Trainer")
 SINGLE = {"VectorStore": "it owns a folder", "Tools": "it owns the workspaces and the MCP servers"}
 
 
@@ -33,6 +34,8 @@ def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
         return [f"{path} cannot be read: {exc}"]
     if not isinstance(config, dict):
         return [f"{path} must hold a mapping with the key 'applications'"]
+    if "cluster_name" in config:
+        return clusters.problems(config)
     found = [*_unknown_keys(ServeDeploySchema, config, "")]
     try:
         ServeDeploySchema.model_validate(config)

@@ -1,0 +1,99 @@
+"""`ray up` on a simulated AWS: what our file makes there."""
+
+import copy
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import boto3
+import moto
+import pytest
+import yaml
+from ray.autoscaler._private.commands import _bootstrap_config
+from ray.autoscaler._private.providers import _get_node_provider
+from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]  # boto3's and Ray's own
+
+ROOT = Path(__file__).parents[2]
+ASSUMED = {
+    "Version": "2012-10-17",
+    "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}],
+}
+
+
+@pytest.fixture(scope="module")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
+    """Our file after `ray up`'s preparations, on an AWS that is empty but for its defaults."""
+    home = tmp_path_factory.mktemp("home")
+    for name in (".ray/auth_token", ".config/mindfu/secrets.sh"):
+        (home / name).parent.mkdir(parents=True)
+        (home / name).touch()
+    with pytest.MonkeyPatch.context() as patch, moto.mock_aws():
+        patch.setenv("HOME", str(home))
+        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
+        patch.chdir(ROOT)
+        iam = boto3.client("iam")
+        iam.create_role(RoleName="mindfu", AssumeRolePolicyDocument=json.dumps(ASSUMED))
+        policy = (ROOT / "cluster" / "aws_policy.json").read_text()
+        iam.put_role_policy(RoleName="mindfu", PolicyName="mindfu", PolicyDocument=policy)
+        iam.create_instance_profile(InstanceProfileName="mindfu")
+        iam.add_role_to_instance_profile(InstanceProfileName="mindfu", RoleName="mindfu")
+        config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+        image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]  # moto looks nothing up in SSM
+        for told in config["available_node_types"].values():
+            told["node_config"]["ImageId"] = image
+        yield _bootstrap_config(config, no_config_cache=True)
+
+
+def launched(cluster: dict[str, Any], name: str, kind: str) -> dict[str, Any]:
+    """An instance of a node type, as EC2 tells of it."""
+    provider = _get_node_provider(cluster["provider"], cluster["cluster_name"], use_cache=False)
+    tags = {TAG_RAY_NODE_KIND: kind, TAG_RAY_USER_NODE_TYPE: name, "ray-node-name": name, "ray-launch-config": "x"}
+    provider.create_node(copy.deepcopy(cluster["available_node_types"][name]["node_config"]), tags, 1)
+    node = provider.non_terminated_nodes({TAG_RAY_USER_NODE_TYPE: name})[-1]
+    (reservation,) = boto3.client("ec2").describe_instances(InstanceIds=[node])["Reservations"]
+    return reservation["Instances"][0]
+
+
+def test_each_node_type_starts_and_says_what_it_has(cluster: dict[str, Any]):
+    """With the GPU that Ray is to look for before there is a node; training on spot."""
+    for name, kind, instance, gpus in (
+        ("head", NODE_KIND_HEAD, "m7i.xlarge", None),
+        ("gpu-serve-l40s", NODE_KIND_WORKER, "g6e.2xlarge", 1),
+        ("gpu-serve-l4", NODE_KIND_WORKER, "g6.2xlarge", 1),
+        ("gpu-train", NODE_KIND_WORKER, "g6e.4xlarge", 1),
+    ):
+        found = launched(cluster, name, kind)
+        resources = cluster["available_node_types"][name]["resources"]
+        assert (found["InstanceType"], resources.get("GPU")) == (instance, gpus)
+        assert resources["CPU"] >= 4
+        assert (found.get("InstanceLifecycle") == "spot") == (name == "gpu-train")
+
+
+def test_only_mindfus_port_is_open_to_those_who_may_call(cluster: dict[str, Any]):
+    """Beside SSH, which Ray opens, and the nodes among themselves."""
+    groups = boto3.client("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["mindfu"]}])
+    (group,) = groups["SecurityGroups"]
+    rules = [
+        (
+            rule["IpProtocol"],
+            rule.get("FromPort"),
+            [who["CidrIp"] for who in rule["IpRanges"]],
+            len(rule["UserIdGroupPairs"]),
+        )
+        for rule in group["IpPermissions"]
+    ]
+    assert sorted(rules, key=json.dumps) == sorted(
+        [("-1", None, [], 1), ("tcp", 22, ["0.0.0.0/0"], 0), ("tcp", 11434, ["203.0.113.0/24"], 0)], key=json.dumps
+    )
+    assert launched(cluster, "head", NODE_KIND_HEAD)["SecurityGroups"][0]["GroupId"] == group["GroupId"]
+
+
+def test_every_node_has_the_role_that_starts_nodes_and_uses_the_bucket(cluster: dict[str, Any]):
+    """No key of anybody lies on a node, and Ray makes no role that may do everything."""
+    for name in ("head", "gpu-train"):
+        found = launched(cluster, name, NODE_KIND_WORKER)
+        assert found["IamInstanceProfile"]["Arn"].endswith("instance-profile/mindfu")
+    assert [role["RoleName"] for role in boto3.client("iam").list_roles()["Roles"]] == ["mindfu"]
