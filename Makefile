@@ -9,6 +9,8 @@ BIN := $(VENV)/bin
 UV := $(BIN)/uv
 TORCH := torch==2.13.0
 LLAMA := llama-cpp-python==0.3.36
+# Which build of PyTorch: as the GPU driver says; cpu, cu128 and the like; nothing for the package index's own.
+TORCH_BACKEND ?= auto
 
 # Where pip is told to look for wheels, uv looks too. It installs here, whatever environment is active.
 export UV_FIND_LINKS ?= $(PIP_FIND_LINKS)
@@ -93,7 +95,7 @@ $(UV):
 # PyTorch comes first and by itself: with wheels of your own, else the build that fits the GPU driver, else the CPU's.
 $(VENV)/torch: $(UV)
 	@echo "== installing $(TORCH)"
-	@$(UV) pip install --quiet --python $(BIN)/python $(if $(UV_FIND_LINKS),,--torch-backend=auto) $(TORCH)
+	@$(UV) pip install --quiet --python $(BIN)/python $(if $(UV_FIND_LINKS),,$(if $(TORCH_BACKEND),--torch-backend=$(TORCH_BACKEND))) $(TORCH)
 	@touch $@
 
 # By pip, whose cache keeps the wheel it built: the next virtual environment takes it from there.

@@ -1,0 +1,96 @@
+"""The Dockerfile and docker-compose.yml: what they open, what they need, what they name."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from app.settings import Secrets
+from deployments import config
+
+ROOT = Path(__file__).parents[2]
+COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
+SERVICES: dict[str, Any] = COMPOSE["services"]
+OURS = [name for name, service in SERVICES.items() if "build" in service]  # with what they are merged with
+
+
+def test_the_dockerfile_is_clean():
+    """By hadolint."""
+    hadolint = Path(sys.executable).parent / "hadolint"
+    found = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+
+
+def test_the_image_gets_what_it_copies_and_nothing_else():
+    """Every source is there, and let through: a home folder with conversations never gets into an image."""
+    copies = re.findall(r"^COPY (?!--from)(.*)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+    sources = {word for line in copies for word in line.split()[:-1] if not word.startswith("--")}
+    ignored = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line[:1] not in {"#", ""}]
+    assert ignored[0] == "*"
+    assert {line[1:] for line in ignored if line.startswith("!")} == sources
+    assert all((ROOT / source).exists() for source in sources)
+
+
+def test_the_image_runs_without_rights():
+    """The last user is none that may do everything."""
+    assert re.findall(r"^USER (\d+)$", (ROOT / "Dockerfile").read_text(), re.MULTILINE)[-1] != "0"
+
+
+@pytest.mark.parametrize(
+    ("profile", "services"),
+    [("cpu", {"rag-cpu"}), ("gguf", {"rag"}), ("training", {"training", "mlflow"})],
+)
+def test_a_profile_starts_its_services_beside_the_stores(profile: str, services: set[str]):
+    """PostgreSQL and Qdrant are always there."""
+    started = {name for name, service in SERVICES.items() if profile in service.get("profiles", [profile])}
+    assert started == services | {"postgres", "qdrant"}
+
+
+def test_only_mindfu_itself_may_be_opened_to_others():
+    """All else listens on this machine, and so does MindFu until somebody says otherwise."""
+    ports = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
+    assert {port for name, port in ports.items() if name in {"rag", "rag-cpu"}} == {
+        "${MINDFU_LISTEN:-127.0.0.1}:11434:11434"
+    }
+    assert all(port.startswith("127.0.0.1:") for name, port in ports.items() if name not in {"rag", "rag-cpu"})
+
+
+def test_nothing_starts_without_its_secrets():
+    """Compose refuses a variable that is not set, so nobody runs with a password that everybody knows."""
+    text = (ROOT / "docker-compose.yml").read_text()
+    for name in ("MINDFU_API_KEY", "POSTGRES_PASSWORD", "QDRANT_API_KEY"):
+        used = re.findall(rf"\$\{{{name}([^}}]*)\}}", text)
+        assert used
+        assert all(how.startswith(":?") for how in used)
+
+
+def test_images_of_others_are_pinned():
+    """To a release, in both files."""
+    images = [service["image"] for name, service in SERVICES.items() if name not in OURS]
+    images += [
+        image
+        for image in re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
+        if "$" not in image
+    ]
+    assert images
+    assert all(re.search(r":v?\d", image) for image in images), images
+
+
+@pytest.mark.parametrize("name", ["cpu", "gguf"])
+def test_the_containers_graphs_can_be_served(name: str, tmp_path: Path):
+    """`mindfu check` has nothing to say, once there is a key."""
+    file = ROOT / "docker" / f"{name}.yaml"
+    assert config.problems(file, Secrets.model_validate({"api_key": "k"}), tmp_path) == []
+    assert any("needs an API key" in problem for problem in config.problems(file, Secrets(), tmp_path))
+
+
+def test_services_run_graphs_that_are_there():
+    """Every file that a command names, in the folder that is mounted."""
+    commands = [service["command"] for name, service in SERVICES.items() if name in OURS]
+    files = {command[2] for command in commands if command[1] == "serve"}
+    assert files == {"/etc/mindfu/cpu.yaml", "/etc/mindfu/gguf.yaml"}
+    assert all((ROOT / "docker" / Path(file).name).exists() for file in files)
