@@ -19,7 +19,17 @@ from app.tools.catalogue import own
 from app.tools.sandbox import shared
 from deployments import clusters
 
-DEPLOYMENTS = ("Gateway", "LlamaCpp", "Embedder", "Retriever", "Reranker", "Librarian", "VectorStore", "Tools", "Trainer")
+DEPLOYMENTS = (
+    "Gateway",
+    "LlamaCpp",
+    "Embedder",
+    "Retriever",
+    "Reranker",
+    "Librarian",
+    "VectorStore",
+    "Tools",
+    "Trainer",
+)
 SINGLE = {"VectorStore": "it owns a folder", "Tools": "it owns the workspaces and the MCP servers"}
 
 
