@@ -234,7 +234,7 @@ class Gateway:
             run = await self.recorder.read(self.runs.running())
             if run is not None:
                 told = run.progress.model_dump() if run.progress else {}
-                return {"run": run.id, **told, "gpus_lent": run.result.get("gpus_lent", False)}
+                return {"run": run.id, "stage": None, **told, "gpus_lent": run.result.get("gpus_lent", False)}
         return None
 
     async def _state(self, part: str, handle: DeploymentHandle) -> str:

@@ -165,9 +165,8 @@ def job(run: Run) -> Json:
 
 def status(run: Run) -> str:
     """As OpenAI calls it."""
-    if run.state == "running" and run.progress and run.progress.stage.partition(".")[0] in VALIDATING:
-        return "validating_files"
-    return run.state
+    stage = run.progress.stage.partition(".")[0] if run.progress else "export"
+    return "validating_files" if run.state == "running" and stage in VALIDATING else run.state
 
 
 def model_of(run: Run) -> str | None:

@@ -157,14 +157,20 @@ async def gateway(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Who
 async def test_over_http_a_person_a_key_or_everything_is_named(gateway: Whole):
     """One of them, and nothing by mistake."""
     async with gateway.http(await gateway.key("acme")) as http:
-        for user in ("ann", "bob"):
-            said = {"model": MODEL, "messages": [{"role": "user", "content": user}], "user": user}
-            assert (await http.post("/v1/chat/completions", json=said)).status_code == 200
+        said = {"model": MODEL, "messages": [{"role": "user", "content": "Hello"}]}
+        for path, body in (
+            ("/v1/chat/completions", said | {"user": "bob"}),
+            ("/v1/chat/completions", said | {"user": "ann"}),
+            ("/v1/chat/completions", said | {"safety_identifier": "ann"}),
+            ("/v1/messages", said | {"metadata": {"user_id": "ann"}, "max_tokens": 9}),
+            ("/v1/responses", {"model": MODEL, "input": "Hello", "safety_identifier": "ann"}),
+        ):
+            assert (await http.post(path, json=body)).status_code == 200
         for query in ("", "?user=ann&all=true"):
             refused = await http.delete(f"/v1/conversations{query}")
             assert (refused.status_code, refused.json()["error"]["param"]) == (400, "user")
         gone = await http.delete("/v1/conversations?user=ann")
-        assert gone.json() == {"object": "conversations.deleted", "deleted": 1, "adapters": []}
+        assert gone.json() == {"object": "conversations.deleted", "deleted": 4, "adapters": []}
         [left] = (await http.get("/v1/conversations")).json()["data"]
         one = await http.delete(f"/v1/conversations/{left['id']}")
         assert one.json()["adapters"] == []
