@@ -41,7 +41,7 @@ MOST, ASKED = 320, 12  # conversations; questions of untouched ones that are ask
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "export": {"sources": True},  # the answers from documents stand behind what the model saw for them
     "split": {"train": 0.7, "validation": 0.1, "test": 0.2},
-    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 3e-3, "epochs": 8,
+    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2.5e-3, "epochs": 8,
              "window": 384, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 50},
     "evaluate": {"answers": 20, "max_tokens": 48},
     "publish": {"model": MODEL},
@@ -119,7 +119,8 @@ async def demonstrate(url: str, home: Path, chats: Sequence[Chat], began: float)
     """All of it, on a server that runs."""
     untouched = [chat for chat in chats if chat.part == "untouched"]
     asked = untouched[:ASKED]
-    async with People(url) as people:
+    async with httpx.AsyncClient(base_url=url, timeout=300) as http:
+        people = People(http)
         _say(began, f"{len(chats)} conversations, of which {len(untouched)} are never corrected")
         before = await people.first_answers(asked)
         practised = await people.practise(*known())

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Literal, NamedTuple, Self
+from typing import Literal, NamedTuple
 
 import httpx
 
@@ -28,7 +28,7 @@ MODEL = "mindfu-demo"
 AGREES = 0.5  # F1 with the reference, from which somebody who knows it would rate an answer up
 TOGETHER, CROWD, PAUSE_S = 4, 2, 0.3  # conversations at a time; people who keep asking, and how long they read
 MAX_TOKENS = 48
-DOCUMENTS = 40  # that people ask a question of, each
+DOCUMENTS = 90  # that people ask a question of, each
 GREETINGS = ("greeting", "thanks", "identity", "farewell")  # of train/demo_words.py, six of each
 
 SOURCE = (
@@ -133,17 +133,11 @@ def known() -> tuple[list[tuple[str, str]], list[Known]]:
 
 
 class People:
-    """Clients of one server. failed: statuses other than 200, and how often."""
+    """Users of one server, by a client of it. failed: statuses other than 200, and how often."""
 
-    def __init__(self, url: str) -> None:
-        self._http = httpx.AsyncClient(base_url=url, timeout=300, limits=httpx.Limits(max_connections=32))
+    def __init__(self, http: httpx.AsyncClient) -> None:
+        self._http = http
         self.answered, self.failed = 0, Counter[str]()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self._http.aclose()
 
     async def ask(self, messages: Sequence[dict[str, str]], *, sources: int = 0) -> Answer:
         """An answer, greedy. sources: how many passages of documents it may see."""
