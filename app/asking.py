@@ -153,7 +153,8 @@ class Asking:
 
     def _failed(self, error: httpx.TransportError) -> Unavailable:
         if isinstance(error, httpx.ReadTimeout):
-            return Unavailable("server", f"{self.url} was silent for {self.timeout_s:g} s")
+            silent_s = error.request.extensions["timeout"]["read"]
+            return Unavailable("server", f"{self.url} was silent for {silent_s:g} s")
         return Unavailable("server", f"{self.url} does not answer ({_said(error)})")
 
     def _tell(self, state: RetryCallState) -> None:

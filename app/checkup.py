@@ -218,10 +218,11 @@ def qdrant(secrets: Secrets) -> Finding:
     remedy = "Start it, or correct MINDFU_QDRANT_URL and MINDFU_QDRANT_API_KEY; without them an embedded one runs."
     try:
         answer = httpx.get(f"{secrets.qdrant_url.rstrip('/')}/collections", headers=headers, timeout=WAIT_S)
-        answer.raise_for_status()
     except (httpx.HTTPError, httpx.InvalidURL) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         return Finding("Qdrant", "failure", f"the server at {place} does not answer: {reason}", remedy)
+    if not answer.is_success:
+        return Finding("Qdrant", "failure", f"the server at {place} answers {answer.status_code}", remedy)
     return Finding("Qdrant", "ok", f"the server at {place} answers")
 
 

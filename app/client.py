@@ -21,13 +21,13 @@ from uuid import uuid4
 import httpx
 from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 
-from app.asking import Answered, Asking
+from app.asking import CONNECT_S, Answered, Asking
 from app.errors import InvalidRequest, Unavailable
 from app.turns import Conversation, ConversationSummary
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 HEALTH_S = 5.0
-LOAD_S = 600.0  # a model may have to be downloaded before it is switched to
+LOADING = httpx.Timeout(600.0, connect=CONNECT_S)  # a model may have to be downloaded before it is switched to
 Command = Literal["system", "layers", "mem", "tools"]
 Format = Literal["text", "json", "jsonl"]
 PieceKind = Literal["token", "reasoning", "tool"]
@@ -162,7 +162,7 @@ class Client:
     def send_command(self, command: Command, value: str | int | bool | None = None) -> Done:
         """Tell what holds; with a value, set it for everybody."""
         body = {"command": command} | ({} if value is None else {"value": value})
-        return self._read(Done, self._ask("POST", "/command", json=body, timeout=LOAD_S))
+        return self._read(Done, self._ask("POST", "/command", json=body, timeout=LOADING))
 
     def models(self) -> list[Model]:
         """Those that may be switched to."""
@@ -170,7 +170,7 @@ class Client:
 
     def switch_model(self, key: str) -> Done:
         """Let another model answer everybody. Returns when it is loaded."""
-        return self._read(Done, self._ask("POST", "/model/switch", json={"model_key": key}, timeout=LOAD_S))
+        return self._read(Done, self._ask("POST", "/model/switch", json={"model_key": key}, timeout=LOADING))
 
     def health(self) -> Health:
         """The state of the server, ok or not. Asks once, for 5 s."""

@@ -31,14 +31,17 @@ def connected(url: str | None, timeout_s: float = TIMEOUT_S, *, session: str | N
     try:
         with Client(address, key, session=session, timeout_s=timeout_s, waiting=_tell) as client:
             yield client
-    except NotNow as error:
-        if isinstance(error.__cause__, httpx.TransportError):
-            raise MindFuError(f"{error} {REMEDY}") from error
-        raise
-    except Answered as error:
-        if error.http_status == HTTPStatus.UNAUTHORIZED:
-            raise MindFuError(f"{error} Set MINDFU_API_KEY to it.") from error
-        raise
+    except MindFuError as error:
+        raise MindFuError(explained(error)) from error
+
+
+def explained(error: MindFuError) -> str:
+    """An error, with what somebody at a terminal can do about it."""
+    if isinstance(error, NotNow) and isinstance(error.__cause__, httpx.TransportError):
+        return f"{error} {REMEDY}"
+    if isinstance(error, Answered) and error.http_status == HTTPStatus.UNAUTHORIZED:
+        return f"{error} `mindfu` takes it from MINDFU_API_KEY."
+    return str(error)
 
 
 def harmless(text: str) -> str:

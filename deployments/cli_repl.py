@@ -17,7 +17,7 @@ from rich.text import Text
 
 from app.client import Answer, Client, Command, Format, Model, Piece
 from app.errors import InvalidRequest, MindFuError
-from deployments.cli_client import harmless
+from deployments.cli_client import explained, harmless
 from deployments.cli_models import table
 
 FORMATS: dict[str, Format] = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "jsonl"}
@@ -81,7 +81,9 @@ class Repl:
             return False
         except KeyboardInterrupt:
             self._note("Stopped.")
-        except (MindFuError, OSError) as error:
+        except MindFuError as error:
+            self._complain(explained(error))
+        except OSError as error:
             self._complain(str(error))
         return True
 

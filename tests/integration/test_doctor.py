@@ -120,6 +120,13 @@ def test_stores_by_url_that_are_down_are_told_without_their_secrets():
     assert "secret" not in finding.told
 
 
+def test_a_qdrant_that_refuses_the_key_is_told():
+    """By its status."""
+    with answering(403, "Forbidden") as port:
+        finding = checkup.qdrant(Secrets(qdrant_url=f"http://me:secret@127.0.0.1:{port}"))
+    assert finding.told == f"the server at 127.0.0.1:{port} answers 403"
+
+
 @contextmanager
 def answering(status: int, body: dict[str, Any] | str) -> Iterator[int]:
     """A program on a port, which says the same to everybody."""

@@ -10,6 +10,7 @@ import pytest
 from rich.console import Console
 
 from app.client import Client
+from deployments import cli_chat
 from deployments.cli_client import harmless
 from deployments.cli_repl import Repl
 from tests.command import mindfu
@@ -84,6 +85,23 @@ def test_what_goes_wrong_is_said_and_the_conversation_goes_on():
     assert "broke off" in talk("Hi", answer=httpx.Response(200, text=events({"token": "He"})))
     assert "There is no /stop" in talk("/stop", "Hi")
     assert "Hello you" in talk("/stop", "", "Hi")
+
+
+def test_a_key_that_is_missing_is_told_with_its_variable():
+    """And a server that went away with what to do."""
+    refused = httpx.Response(401, json={"error": {"message": "Missing or unknown API key."}})
+    assert "MINDFU_API_KEY" in talk("Hi", answer=refused)
+
+
+def test_what_is_wrong_with_a_server_is_told_at_the_beginning():
+    """It may answer all the same."""
+    health = {"status": "degraded", "model_key": "demo", "version": "1", "parts": {"llm": "ok", "postgres": "away"}}
+    transport = httpx.MockTransport(lambda _: httpx.Response(503, json=health))
+    shown = io.StringIO()
+    cli_chat._greet(Client("http://server:1", transport=transport), Console(file=shown, width=200))
+    assert shown.getvalue() == (
+        "MindFu 1 at http://server:1, model demo. /help lists commands.\nThe server is degraded. postgres: away\n"
+    )
 
 
 def test_ctrl_c_stops_an_answer_and_not_the_conversation():
