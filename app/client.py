@@ -24,6 +24,7 @@ from pydantic import BaseModel, ConfigDict, JsonValue, ValidationError
 from app.asking import CONNECT_S, Answered, Asking
 from app.errors import InvalidRequest, Unavailable
 from app.turns import Conversation, ConversationSummary
+from app.whole_file import whole_file
 
 DEFAULT_URL = "http://127.0.0.1:11434"
 HEALTH_S = 5.0
@@ -202,18 +203,12 @@ class Client:
             yield from response.iter_text()
 
     def export_for_finetuning(self, path: str | Path, **filters: str | int | Sequence[str]) -> int:
-        """Write one line for each conversation that has something to learn from. Returns how many.
-
-        The file is there when all of it is.
-        """
-        target = Path(path)
-        part = target.with_name(target.name + ".part")
+        """Write one line for each conversation that has something to learn from. Returns how many."""
         lines = 0
-        with part.open("w", encoding="utf-8") as file:
+        with whole_file(Path(path)) as file:
             for piece in self.export("jsonl", **filters):
                 lines += piece.count("\n")
                 file.write(piece)
-        part.replace(target)
         return lines
 
     def _ask(self, method: str, path: str, **request: Any) -> JsonValue:

@@ -3,13 +3,13 @@
 import contextlib
 import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TextIO
+from typing import Annotated, Literal
 
 import typer
 
 from app.client import Format
+from app.whole_file import whole_file
 from deployments.cli_client import TIMEOUT_S, Timeout, Url, connected, harmless
 from deployments.cli_columns import columns
 from deployments.cli_options import Json
@@ -87,7 +87,8 @@ def export(
     A file is there when all of it is.
     """
     named = {"id": ids} if ids else {}
-    with connected(url, timeout) as client, _written(output) as file:
+    writing = whole_file(output) if output else contextlib.nullcontext(sys.stdout)
+    with connected(url, timeout) as client, writing as file:
         for piece in client.export(form, **named, **_filters(since, before, model, rating, words)):
             file.write(harmless(piece) if file.isatty() else piece)
 
@@ -97,17 +98,6 @@ def _filters(
 ) -> dict[str, str]:
     given = {"from": since, "to": before, "model": model, "rating": rating, "q": words}
     return {name: value for name, value in given.items() if value is not None}
-
-
-@contextlib.contextmanager
-def _written(path: Path | None) -> Iterator[TextIO]:
-    if path is None:
-        yield sys.stdout
-        return
-    part = path.with_name(path.name + ".part")
-    with part.open("w", encoding="utf-8") as file:
-        yield file
-    part.replace(path)
 
 
 def _title(text: str) -> str:

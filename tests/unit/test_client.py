@@ -131,6 +131,7 @@ def test_the_export_for_finetuning_is_whole_or_not_there(tmp_path: Path):
     with pytest.raises(Unavailable, match="cut"):
         Server(broken).client().export_for_finetuning(file)
     assert file.read_text().count("\n") == 2
+    assert list(tmp_path.iterdir()) == [file]
 
 
 def test_a_rating_names_the_answer():
