@@ -231,3 +231,29 @@ async def test_two_migrations_of_one_number_are_refused(pool: asyncpg.Pool) -> N
     async with pool.acquire() as connection:
         with pytest.raises(Misconfigured, match="has the number of 9003_a"):
             await migrate(connection, twins)
+
+
+async def test_no_release_runs_backwards(pool: asyncpg.Pool) -> None:
+    """A release before a migration goes on working, unless that migration says which one is the oldest that does."""
+    number = max(migration.number for migration in shipped())
+    kind = Migration(number + 1, "9001_kind.sql", "create table kind (id int)")
+    hard = Migration(number + 2, "9002_hard.sql", f"-- Drops it.\n-- oldest: {number + 1}\ndrop table kind")
+    async with pool.acquire() as connection:
+        try:
+            await migrate(connection, (*shipped(), kind))
+            await migrate(connection)  # the release before
+            await migrate(connection, (*shipped(), kind, hard))
+            await migrate(connection, (*shipped(), kind))  # the oldest that works
+            with pytest.raises(Misconfigured, match=f"needs a release with migration {number + 1:04} or newer"):
+                await migrate(connection)
+        finally:
+            await connection.execute("delete from migrations where number > $1", number)
+
+
+async def test_a_database_of_before_learns_to_say_which_releases_are_too_old(pool: asyncpg.Pool) -> None:
+    """Its table of migrations gets the column that it lacks, once."""
+    async with pool.acquire() as connection:
+        await connection.execute("alter table migrations drop column oldest")
+        for _ in range(2):
+            await migrate(connection)
+        assert await connection.fetchval("select max(oldest) from migrations") == 0
