@@ -15,7 +15,7 @@ import typer
 import yaml
 
 from app import params
-from app.errors import InvalidRequest, MindFuError, Unavailable
+from app.errors import InvalidRequest, MindFuError, NotFound, Unavailable
 from app.runs import ENDED, Order, Run, Runs, StageName
 from app.settings import home, params_file
 from deployments.cli_columns import columns
@@ -122,7 +122,10 @@ def logs(name: Name) -> None:
     """What a run printed."""
     from train.run import log_file
 
-    print(log_file(home(), name).read_text(encoding="utf-8", errors="replace"), end="")
+    file = log_file(home(), name)
+    if not file.exists():
+        raise NotFound("log of a run", name)
+    print(file.read_text(encoding="utf-8", errors="replace"), end="")
 
 
 @runs.command()

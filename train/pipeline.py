@@ -145,6 +145,12 @@ def enough(order: Order, folders: Sequence[Path]) -> Gathered:
     return found
 
 
+def renumbered(inputs: Mapping[str, Path]) -> dict[str, Path]:
+    """The inputs of a step of which some are missing: data, data.2 … without a gap."""
+    data = [path for name, path in inputs.items() if name.partition(".")[0] == "data"]
+    return _numbered(data) | {name: path for name, path in inputs.items() if name.partition(".")[0] != "data"}
+
+
 def _numbered(given: Sequence[Any], *, behind: Sequence[Any] = ()) -> dict[str, Any]:
     """Inputs of one name: data, data.2, data.3 …"""
     first = len(behind) + 1

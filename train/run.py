@@ -26,7 +26,7 @@ from typing import Any, Literal, Self, TypeVar
 import asyncpg
 from pydantic import JsonValue
 
-from app.errors import MindFuError, NotPromoted, Unavailable
+from app.errors import MindFuError, NothingToLearn, NotPromoted, Unavailable
 from app.lending import give_back, lend, lent_to
 from app.postgres import open_pool
 from app.promotion import promote
@@ -210,7 +210,12 @@ def _stages(desk: Desk, run: Run) -> dict[str, JsonValue]:
     gathering = sum(step.stage in GATHERING for step in told)
     for number, step in enumerate(told, 1):
         _interruptible()
-        done[step.name] = _step(desk, run, step, done, before.get(step.name))
+        try:
+            done[step.name] = _step(desk, run, step, done, before.get(step.name))
+        except NothingToLearn as error:  # one of several sources may be empty; that all are is found below
+            if step.stage not in GATHERING or gathering + len(uploads.preferences) == 1:
+                raise
+            _say(desk, run, f"{step.name} has nothing: {error}", level="warn")
         if number == gathering:
             folders = [*done.values(), *uploads.preferences]
             _enough(desk, run, folders)
@@ -239,7 +244,8 @@ def _step(desk: Desk, run: Run, step: Step, done: Mapping[str, Path], before: Pa
         return before
     stage = pipeline.stage_of(step)
     chosen = pipeline.parameters(run.order, step, stage.parameters)
-    inputs = {name: done[read] for name, read in step.reads.items()} | dict(step.files)
+    read = {name: done[read] for name, read in step.reads.items() if read in done}
+    inputs = pipeline.renumbered(read | dict(step.files))
     reused = False
 
     def began(folder: Path) -> None:

@@ -85,6 +85,50 @@ async def test_a_run_without_data_fails_with_a_sentence(runs: Runs, children: Ch
     assert done.finished_at - stages[0].started_at < timedelta(seconds=1)
 
 
+async def rated(pool: asyncpg.Pool, count: int, tenant: str = "default") -> None:
+    """Conversations whose answers somebody rated up."""
+    for number in range(count):
+        turn = Turn(
+            tenant=tenant, request_id=str(uuid4()), messages=(Message(role="user", content=f"Where is {number}?"),),
+            answer=Message(role="assistant", content=f"Number {number} is here, at {number * 7}."), model="m",
+            latency_s=0.1, status="complete", finish_reason="stop", created_at=datetime.now(UTC),
+        )  # fmt: skip
+        await Conversations(pool).record(turn)
+        await FeedbackStore(pool).give(turn.id, "", {"rating": 1.0})
+
+
+async def test_a_run_learns_from_what_its_tenant_rated(runs: Runs, children: Children, tmp_path: Path):
+    """And from files beside it; a file with nothing in it stops nothing."""
+    await rated(runs._pool, 12)
+    await rated(runs._pool, 5, "other")
+    empty = tmp_path / "empty.jsonl"
+    empty.touch()
+    order = Order(
+        paths=(str(empty), str(shop(tmp_path, 20))), until="validate", parameters={"validate": {"redact": False}}
+    )
+    run = await runs.add("default", order, "http")
+    done = await until(runs, run, ended, Queue(runs, children))
+    assert done.state == "succeeded", done.error
+    stages = {stage.name: stage.counts for stage in await runs.stages(run.id)}
+    assert stages["export"]
+    assert stages["validate"]
+    assert (stages["export"]["conversations"], stages["export"]["lines"]) == (12, 12)
+    assert stages["validate"]["data.jsonl read"] == 32
+    told = [event.text for event in await runs.events_since(run.id) if event.level == "warn"]
+    assert told[0].startswith("convert has nothing: Found 0 conversations that can be read")
+
+
+async def test_one_class_of_ratings_teaches_no_preference(runs: Runs, children: Children):
+    """Said before anything is looked at closely."""
+    await rated(runs._pool, 12)
+    run = await runs.add("default", Order(parameters={"tune": {"method": "dpo"}}), "http")
+    done = await until(runs, run, ended, Queue(runs, children))
+    assert (done.state, done.error_code) == ("failed", "nothing_to_learn")
+    assert done.error
+    assert done.error.startswith("Found 0 preferences (a corrected answer, or one rated up beside one rated down)")
+    assert [stage.name for stage in await runs.stages(run.id)] == ["export"]
+
+
 async def test_a_killed_process_and_a_killed_database_lose_nothing(tmp_path: Path):
     """Another attempt goes on where the first ended, with the data that it had."""
     home = tmp_path / "home"

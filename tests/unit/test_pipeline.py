@@ -52,6 +52,12 @@ def test_everything_that_is_named_is_gathered_and_merged(tmp_path: Path):
     assert pipeline.parameters(order, told[1], type(parameters)).dataset is None
 
 
+def test_a_source_that_is_missing_leaves_no_gap():
+    """The others are data, data.2 … again; other inputs stay as they are."""
+    given = {"data.2": Path("/b"), "data.4": Path("/d"), "trusted": Path("/t")}
+    assert pipeline.renumbered(given) == {"data": Path("/b"), "data.2": Path("/d"), "trusted": Path("/t")}
+
+
 def test_a_run_ends_where_it_is_told_to():
     """Behind the stage that is named."""
     assert names(Order(until="split"))[-1] == "split"

@@ -1,0 +1,80 @@
+"""`mindfu train` and `mindfu runs` as they are typed, on a real database, where no server runs."""
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import asyncpg
+import pytest
+
+from deployments import cli
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(autouse=True)
+def here(pool: asyncpg.Pool, postgres_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+    """The home with the tests' database, and no params.yaml. pool: empties it."""
+    monkeypatch.setenv("MINDFU_HOME", str(postgres_home))
+    monkeypatch.chdir(tmp_path)
+    return
+
+
+def mindfu(*arguments: str) -> int:
+    """Run a command. Returns its exit status."""
+    with pytest.raises(SystemExit) as ended:
+        cli.main(arguments)
+    return int(ended.value.code or 0)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("--data", "/nowhere.jsonl"), "there is no /nowhere.jsonl"),
+        (("--set", "tune.base=/nowhere.gguf"), "there is no file /nowhere.gguf"),
+        (("--set", "tune.epoch=1"), "tune.epoch"),
+        (("--set", "tunee.epochs=1"), "'tunee' is no stage of a run"),
+        (("--set", "epochs=1"), "is no STAGE.NAME=VALUE"),
+        (("--until", "deploy"), "'deploy' is no stage of a run"),
+    ],
+)
+def test_what_cannot_succeed_is_said_before_anything_is_queued(
+    arguments: tuple[str, ...], said: str, capsys: pytest.CaptureFixture[str]
+):
+    """With what to change, and a status that scripts see."""
+    assert mindfu("train", *arguments) == 1
+    assert said in capsys.readouterr().err
+    assert mindfu("runs", "list", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == []
+
+
+def test_runs_are_listed_shown_and_cancelled(capsys: pytest.CaptureFixture[str]):
+    """As tables for people, as JSON for programs."""
+    assert mindfu("train", "--detach", "--epochs", "2", "--json") == 0
+    run = json.loads(capsys.readouterr().out)
+    assert (run["state"], run["order"]["parameters"]["tune"]["epochs"]) == ("queued", 2.0)
+    assert mindfu("runs", "list") == 0
+    assert f"{run['id']}  queued" in capsys.readouterr().out
+    assert mindfu("runs", "show", run["id"], "--json") == 0
+    assert json.loads(capsys.readouterr().out)["stages"] == []
+    assert mindfu("runs", "cancel", run["id"]) == 0
+    assert "cancelled" in capsys.readouterr().out
+    assert mindfu("runs", "cancel", run["id"]) == 1
+    assert mindfu("runs", "logs", "ftjob-none") == 1
+    assert "No log of a run 'ftjob-none'" in capsys.readouterr().err
+
+
+def test_without_a_server_the_command_does_the_work(capsys: pytest.CaptureFixture[str]):
+    """And ends with the run's reason, as a status too."""
+    assert mindfu("train") == 1
+    told = capsys.readouterr()
+    assert "is queued." in told.out
+    assert "Found 0 rated or corrected answers in 0 conversations" in told.err
+
+
+def test_what_is_to_be_forgotten_is_named(capsys: pytest.CaptureFixture[str]):
+    """Nothing is forgotten by mistake."""
+    assert mindfu("forget") == 1
+    assert "Name conversations, or one of" in capsys.readouterr().err
+    assert mindfu("forget", "--all", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"conversations": 0, "adapters": [], "data_sets_swept": True}
