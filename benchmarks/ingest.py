@@ -38,8 +38,7 @@ from app.ingestion import Ingestion, Outcome, Report
 from app.messages import Index
 from app.settings import EmbeddingSettings, home
 from deployments.embedder import load_model
-from deployments.joining import address_of, joined
-from deployments.retriever import passage_texts
+from deployments.joining import address_of, environment, joined
 
 ROOT = Path(__file__).parents[1]
 PEER = ("llama-index-core==0.14.25", "llama-index-embeddings-huggingface==0.8.0", "torch==2.13.0")
@@ -61,6 +60,8 @@ def corpus(folder: Path, count: int) -> int:
 
 def texts_of(folder: Path) -> list[str]:
     """What is embedded of the documents."""
+    from deployments.retriever import passage_texts  # Ray reads the environment when it is imported
+
     found: list[str] = []
     for path in sorted(folder.iterdir()):
         index = Index(collection="x", document_id="x", title=path.name, chunks=cut(path.read_text()))
@@ -155,7 +156,7 @@ def ours(folder: Path, scratch: Path, *, ask: bool) -> tuple[Report, Watch]:
         address = address_of(own)
         assert address
         with joined(own, address):
-            from deployments.bulk import Cluster  # Ray reads the environment when it is imported
+            from deployments.bulk import Cluster
 
             watch, times = Watch(), list[list[float]]()
             if ask:
@@ -175,9 +176,8 @@ def ours(folder: Path, scratch: Path, *, ask: bool) -> tuple[Report, Watch]:
     return report, watch
 
 
-def peer(folder: Path) -> dict[str, float]:
+def peer(folder: Path, venv: Path) -> dict[str, float]:
     """Run LlamaIndex in its own environment, which is made if it is not there."""
-    venv = home() / "benchmarks" / "llama-index"
     if not (venv / "ready").exists():
         uv = [str(Path(sys.executable).with_name("uv"))]
         subprocess.run([*uv, "venv", "--clear", "--python", sys.executable, str(venv)], check=True)
@@ -199,9 +199,10 @@ def main() -> None:
     parser.add_argument("--no-peer", action="store_true")
     parser.add_argument("--ask", action="store_true", help="ask a question every second, before and meanwhile")
     options = parser.parse_args()
-    workers = os.cpu_count() or 1
+    workers, venv = os.cpu_count() or 1, home() / "benchmarks" / "llama-index"
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
+        environment(scratch / "home")
         (scratch / "all").mkdir()
         size = corpus(scratch / "all", options.documents)
         texts = texts_of(scratch / "all")
@@ -219,7 +220,7 @@ def main() -> None:
             for path in chosen:
                 shutil.copy(path, scratch / "part")
             part = sum(path.stat().st_size for path in chosen)
-            found = peer(scratch / "part")
+            found = peer(scratch / "part", venv)
             theirs = part / found["seconds"]
             print(f"LlamaIndex: {found['documents']} documents, {found['texts']} texts in {found['seconds']:.1f} s")
             print(f"  {found['texts'] / found['seconds']:.1f} texts/s, {theirs / 1000:.2f} kB/s of documents")
