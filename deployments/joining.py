@@ -37,6 +37,7 @@ def environment(home: Path) -> None:
         "RAY_AUTH_TOKEN_PATH": str(token),
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
+        "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # it would keep a thousand log lines to itself
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB: the guard limits, with a clear error
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # it would open the gateway's own port on all interfaces
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
