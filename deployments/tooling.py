@@ -8,6 +8,7 @@ Three things switch tools on: the setting `tools.enabled`, the scope `tools` of 
 """
 
 import asyncio
+import logging
 from functools import partial
 
 from ray.serve.handle import DeploymentHandle
@@ -23,15 +24,20 @@ from app.tools.outcome import Outcome, refused
 from app.tools.runner import Runner
 from deployments.calls import call
 
-PART = "tools"
+log = logging.getLogger(__name__)
+PART = "tool process"
 SLACK_S = 30.0  # beyond what a call may take, for a process that hangs
 
 
 class Tooling:
-    """Asks the tools' process. tools: None where there are none."""
+    """Asks the tools' process. tools: None where there are none; slack_s: beyond what a call may take."""
 
-    def __init__(self, tools: DeploymentHandle | None, settings: ToolSettings, rag: RagSettings) -> None:
+    def __init__(
+        self, tools: DeploymentHandle | None, settings: ToolSettings, rag: RagSettings, *, slack_s: float = SLACK_S
+    ) -> None:
         self._tools, self._settings, self._rag = tools, settings, rag
+        own = (server.timeout_s for server in settings.mcp.values())
+        self._longest_s = max(settings.timeout_s, *own, 0.0) + slack_s
 
     async def offered(self) -> tuple[Offered, ...]:
         """All tools. None where they are off. Raises Unavailable."""
@@ -72,12 +78,14 @@ class Tooling:
         return Kit(tuple(one.tool for one in chosen), loop)
 
     async def _run(self, whose: Whose, name: str, arguments: str) -> Outcome:
-        longest = max(self._settings.timeout_s, *(server.timeout_s for server in self._settings.mcp.values()), 0.0)
         try:
-            async with asyncio.timeout(longest + SLACK_S):
+            async with asyncio.timeout(self._longest_s):
                 told: Outcome = await call(PART, self._tools, "run", whose, name, arguments)
         except TimeoutError:
-            return refused(f"'{name}' did not answer within {longest + SLACK_S:g} s.")
+            return refused(f"'{name}' did not answer within {self._longest_s:g} s.")
         except MindFuError as error:  # their process ended, or too much is asked of it
             return refused(str(error))
+        except Exception as error:  # the edge of the tools: an answer must not end with a bug of one
+            log.exception("the tool %s failed", name)
+            return refused(f"'{name}' failed: {type(error).__name__}.")
         return told
