@@ -95,6 +95,7 @@ async def ask(server: Server, body: dict[str, Any]) -> Heard:
         if line.startswith(b"data: {"):
             _read(heard, line, time.perf_counter() - began)
     heard.wall_s = time.perf_counter() - began
+    heard.tokens = heard.tokens or len(heard.at)  # llama-cpp-python tells no usage, and sends each token by itself
     writer.close()
     return heard
 
@@ -123,16 +124,21 @@ def user(content: str) -> dict[str, str]:
     return {"role": "user", "content": content}
 
 
-def throughput(clients: int, rounds: int = 2, tokens: int = 64) -> Scenario:
-    """`clients` at once, each asking `rounds` times in a row, a short question and a longer answer."""
+def throughput(clients: int, *, lockstep: bool = False, rounds: int = 3) -> Scenario:
+    """`clients` at once, each asking `rounds` short questions in a row, for answers of 32 to 96 tokens.
+
+    lockstep: all answers have 64 tokens, so that all begin and end together, which happens in benchmarks only.
+    """
 
     async def run(server: Server, number: int) -> Numbers:
         async def client(which: int) -> list[Heard]:
-            seeds = [1 + (((clients * 100 + number) * 100 + which) * 100 + turn) for turn in range(rounds)]
-            return [
-                await ask(server, SAMPLING | {"messages": [user(text(48, seed))], "max_tokens": tokens, "seed": seed})
-                for seed in seeds
-            ]
+            heard = []
+            for turn in range(rounds):
+                seed = 1 + (((clients * 100 + number) * 100 + which) * 10 + turn) * 2 + lockstep
+                tokens = 64 if lockstep else 32 + seed * 2654435761 % 2**32 % 65
+                body = {"messages": [user(text(48, seed))], "max_tokens": tokens, "seed": seed}
+                heard.append(await ask(server, SAMPLING | body))
+            return heard
 
         began = time.perf_counter()
         heard = [one for many in await asyncio.gather(*map(client, range(clients))) for one in many]
@@ -209,6 +215,7 @@ async def quoting(server: Server, number: int) -> Numbers:
 
 SCENARIOS: dict[str, Scenario] = {
     **{f"throughput, {clients} client(s)": throughput(clients) for clients in (1, 4, 8, 16)},
+    "lockstep, 16 client(s)": throughput(16, lockstep=True),
     "conversation": conversation,
     **{f"schema, {clients} client(s)": schema(clients) for clients in (1, 4)},
     "intrusion": intrusion,
