@@ -5,6 +5,7 @@ it, and so does `ray job list`.
 """
 
 import asyncio
+import os
 import shlex
 import sys
 from collections.abc import Mapping
@@ -60,7 +61,9 @@ class RayJobs:
 
 
 def _client() -> JobSubmissionClient:
-    return JobSubmissionClient(ray.get_runtime_context().gcs_address)
+    """Of the Ray that we are in. The variable, because RAY_ADDRESS would win over an argument, and says `local`."""
+    os.environ["RAY_API_SERVER_ADDRESS"] = ray.get_runtime_context().gcs_address
+    return JobSubmissionClient()
 
 
 def _name(run: Run) -> str:
