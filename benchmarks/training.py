@@ -9,6 +9,7 @@ optimiser steps, the first left out.
 """
 
 import argparse
+import gc
 import json
 import os
 import shutil
@@ -28,10 +29,11 @@ from train.stages import Work
 
 WAYS = ("plain", "plain_packed", "ours", "ray", "resume")
 SHAPES: tuple[tuple[dict[str, int], dict[str, int]], ...] = (
-    ({"hidden_size": 640, "num_attention_heads": 10, "num_key_value_heads": 2, "intermediate_size": 2560,
-      "num_hidden_layers": 8}, {"window": 768, "rank": 32}),
-    ({"num_hidden_layers": 10, "intermediate_size": 3072, "vocab_size": 16_000}, {"batch": 1, "window": 768}),
-    ({"hidden_size": 768, "num_attention_heads": 12, "num_key_value_heads": 4}, {"window": 512}),
+    ({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_key_value_heads": 4,
+      "num_hidden_layers": 8}, {"window": 192, "rank": 32}),
+    ({"hidden_size": 1536, "intermediate_size": 6144, "num_attention_heads": 12, "num_key_value_heads": 2,
+      "head_dim": 128, "num_hidden_layers": 3, "vocab_size": 512}, {"window": 256}),
+    ({"num_hidden_layers": 12, "vocab_size": 16_000}, {"batch": 1, "window": 256}),
 )  # fmt: skip
 """Of models and rows for --memory: none of those that train/plan.py was fitted to."""
 SMALL = {"hidden_size": 512, "intermediate_size": 1536, "num_hidden_layers": 6, "num_attention_heads": 8,
@@ -197,11 +199,11 @@ def memory() -> None:
     """The plan against the most that PyTorch held, on models of random weights, in bf16 as on a GPU."""
     print("| model | rows | planned MB | allocated MB | off by |\n|---|---|---|---|---|")
     for shape, rows in SHAPES:
-        recipe = Recipe.model_validate({"precision": "bf16", "accumulation": 1, "max_steps": 2, "log_steps": 1} | rows)
+        recipe = Recipe.model_validate({"precision": "bf16", "accumulation": 2, "max_steps": 2, "log_steps": 1} | rows)
         with tempfile.TemporaryDirectory() as scratch:
             config = SMALL | shape
             allocated = most_allocated(config, recipe, Path(scratch))
-        planned = plan.plan(plan.Shape.of(config | {"tie_word_embeddings": False}), recipe).tensors
+        planned = plan.plan(plan.Shape.of(config | {"tie_word_embeddings": False}), recipe, gpu=False).tensors
         told = f"{recipe.batch} × {recipe.window}, rank {recipe.adapter.rank if recipe.adapter else 0}"
         name = f"{config['num_hidden_layers']} × {config['hidden_size']}/{config['intermediate_size']}"
         off = planned / allocated - 1
@@ -209,7 +211,7 @@ def memory() -> None:
 
 
 def most_allocated(config: dict[str, int], recipe: Recipe, scratch: Path) -> int:
-    """Bytes of tensors at the worst moment of two steps, by PyTorch's own profiler."""
+    """Bytes of tensors at the worst moment of the second step: those that live at its begin, and what comes on top."""
     import datasets
     import torch
     import transformers
@@ -226,16 +228,37 @@ def most_allocated(config: dict[str, int], recipe: Recipe, scratch: Path) -> int
     length = recipe.window
     labels = [-100] * (length // 2) + [5] * (length - length // 2)
     row = {"input_ids": [5] * length, "labels": labels, "seq_lengths": [length // 4] * 4}
-    datasets.Dataset.from_list([row] * (2 * recipe.batch)).save_to_disk(str(scratch / "rows" / "train"))
+    datasets.Dataset.from_list([row] * (2 * recipe.batch * recipe.accumulation)).save_to_disk(
+        str(scratch / "rows" / "train")
+    )
     job = Job(base=folder, rows=scratch / "rows", recipe=recipe)
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiled:
-        fit(job, report=lambda *_: None, scratch=scratch / "fit")
-    held = most = 0
+    profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
+    lives: list[int] = []
+
+    def report(numbers: dict[str, float], checkpoint: Path | None) -> None:
+        if checkpoint is None and numbers["step"] == 1:
+            lives.append(living())
+            profiled.start()
+        elif checkpoint is None and numbers["step"] == 2 and len(lives) == 1:
+            profiled.stop()
+            lives.append(0)
+
+    fit(job, report=report, scratch=scratch / "fit")
+    held = most = lives[0]
     for event in profiled.profiler.kineto_results.events():
         if event.name() == "[memory]":
             held += event.nbytes()
             most = max(most, held)
     return int(most)
+
+
+def living() -> int:
+    """Bytes of all tensors of this process, what they share counted once."""
+    import torch
+
+    gc.collect()
+    tensors = [one for one in gc.get_objects() if type(one).__module__ != "weakref" and isinstance(one, torch.Tensor)]
+    return sum({one.untyped_storage().data_ptr(): one.untyped_storage().nbytes() for one in tensors}.values())
 
 
 class Clock:

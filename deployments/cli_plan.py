@@ -18,10 +18,10 @@ from train.recipe import Recipe
 GIB = 2**30
 WORDS = {
     "weights": "weights of the base",
-    "adapter": "what is trained, and gradients",
+    "adapter": "the adapter",
     "optimiser": "optimiser (AdamW, 8 bits)",
-    "checkpoints": "inputs of all layers",
-    "layer": "one layer, computed again",
+    "kept": "inputs of layers, gradients",
+    "working": "one layer, or a tile of logits",
     "runtime": "CUDA and its libraries",
 }
 
@@ -43,10 +43,10 @@ def plan(
         shape = shape_of(model)
         told = dict(stages.pair("--set", text) for text in changes or ())
         recipe = stages.section("tune", Recipe, params or Path(), told)
+        made = planned(shape, recipe)
     except MindFuError as error:
         print(error, file=sys.stderr)
         return 2
-    made = planned(shape, recipe)
     print(table(model, shape, recipe, made))
     if gpu is None:
         return 0

@@ -1,9 +1,9 @@
 """How much memory a tuning run takes, before it starts: weights, adapter, optimiser, activations. Pure arithmetic.
 
 Weights and optimiser are counted exactly. Activations with gradient checkpointing are the inputs of all layers, and
-what one layer keeps while it is computed again; the numbers of tensors in it were fitted to the allocations of real
-runs (benchmarks/training.py --memory), and docs/loop.md says how far off other shapes are. Not counted: what a GPU's
-driver and kernels take for themselves, for which RUNTIME_BYTES stands.
+what is at work on them: one layer that is computed again, or the output layer, which makes logits tile by tile. What a
+layer keeps was fitted to the allocations of real runs (benchmarks/training.py --memory), and docs/loop.md says how far
+off other shapes are. Not counted: what a GPU's driver and kernels take for themselves, for which RUNTIME_BYTES stands.
 """
 
 from collections.abc import Mapping
@@ -17,9 +17,13 @@ BF16, FP32 = 2, 4
 ADAM8_BYTES = 2 + 2 * 4 / 256  # two moments in 8 bits, and 32 bits for 256 of each
 RUNTIME_BYTES = int(0.7 * 2**30)  # CUDA's context and cuBLAS's workspace, of the order that NVIDIA's tools show
 
-LAYER_BYTES = {"width": 24.0, "attention": 8.0, "hidden": 16.0}
+LAYER_BYTES = {"width": 30.5, "queries": 6.9, "keys": 4.5, "hidden": 12.8}
 """Of a token in a layer that is computed again and differentiated, for each number of the residual stream, of queries,
-keys and values, and of the feed-forward. Fitted, see above."""
+of keys (and as many values), and of the feed-forward. Fitted, see above."""
+SMALL_BYTES = 3_700_000  # whatever the shape; fitted, too
+
+TILE_TOKENS, TILE_WORDS = 4096, 32_768  # of logits that TRL makes at a time (trl/kernels/chunked_logprob.py)
+CPU_TILE_BYTES = 29  # of a logit where there is no Triton: that kernel in PyTorch, at its worst line
 
 
 class Layer(NamedTuple):
@@ -97,10 +101,10 @@ class Plan(NamedTuple):
     """Bytes that a run takes, by what for."""
 
     weights: int
-    adapter: int  # with gradients
+    adapter: int
     optimiser: int
-    checkpoints: int  # the inputs of all layers
-    layer: int  # one layer, computed again
+    kept: int  # the inputs of all layers, and the gradients of what is trained
+    working: int  # one layer, computed again, or a tile of logits: whichever takes more
     runtime: int
 
     @property
@@ -113,8 +117,15 @@ class Plan(NamedTuple):
         return sum(self)
 
 
-def plan(shape: Shape, recipe: Recipe) -> Plan:
-    """The memory of one worker. Exact for nothing but Llama-like decoders in bf16, see the head of this module."""
+def plan(shape: Shape, recipe: Recipe, *, gpu: bool = True) -> Plan:
+    """The memory of one worker, for Llama-like decoders in bf16, see the head of this module.
+
+    Raises InvalidRequest for recipes that learn from preferences: nobody has measured those.
+    """
+    if recipe.method == "dpo":
+        raise InvalidRequest(
+            "Plans are made for method: sft. DPO takes more: two answers, and the base's, too.", "method"
+        )
     tokens = recipe.batch * recipe.window
     linear = sum(layer.weights for layer in shape.linear())
     others = shape.parameters() - linear
@@ -123,13 +134,18 @@ def plan(shape: Shape, recipe: Recipe) -> Plan:
     else:
         trained = adapter_weights(shape, recipe)
         weights = int(linear * (NF4_BYTES if recipe.quantise else BF16) + others * BF16)
-    checkpoints = tokens * shape.width * BF16 * shape.layers
+    inputs = tokens * shape.width * BF16 * shape.layers if recipe.gradient_checkpointing else 0
+    gradients = trained * FP32
     return Plan(
         weights=weights,
-        adapter=trained * FP32 * (1 if recipe.adapter is None else 2),
+        adapter=0 if recipe.adapter is None else trained * FP32,
         optimiser=int(trained * ADAM8_BYTES),
-        checkpoints=checkpoints if recipe.gradient_checkpointing else 0,
-        layer=layer_bytes(shape, recipe) * (1 if recipe.gradient_checkpointing else shape.layers),
+        # of one pass, gradients come as inputs go; of a further one, they are there from its begin
+        kept=max(inputs, gradients) if recipe.accumulation == 1 else inputs + gradients,
+        working=max(
+            layer_bytes(shape, recipe) * (1 if recipe.gradient_checkpointing else shape.layers),
+            head_bytes(shape, tokens, gpu=gpu),
+        ),
         runtime=RUNTIME_BYTES,
     )
 
@@ -149,7 +165,15 @@ def layer_bytes(shape: Shape, recipe: Recipe) -> int:
     queries, keys = shape.heads * shape.head, shape.groups * shape.head
     kept = tokens * (
         LAYER_BYTES["width"] * shape.width
-        + LAYER_BYTES["attention"] * (queries + 2 * keys)
+        + LAYER_BYTES["queries"] * queries
+        + LAYER_BYTES["keys"] * keys
         + LAYER_BYTES["hidden"] * shape.hidden
     )
-    return int(kept) + (shape.width * shape.hidden * BF16 if recipe.quantise else 0)
+    return int(kept) + SMALL_BYTES + (shape.width * shape.hidden * BF16 if recipe.quantise else 0)
+
+
+def head_bytes(shape: Shape, tokens: int, *, gpu: bool) -> int:
+    """What the output layer takes: a tile of logits, and the gradient of its input."""
+    tile = min(tokens, TILE_TOKENS)
+    kernel = 0 if gpu else tile * min(shape.vocabulary, TILE_WORDS) * CPU_TILE_BYTES
+    return tile * TILE_WORDS * BF16 + tokens * shape.width * (FP32 + BF16) + kernel
