@@ -10,6 +10,7 @@ import typer
 from app.errors import InvalidRequest, MindFuError, Misconfigured
 from app.llama.source import DEMO_FILE
 from app.settings import DEMO_MODEL
+from deployments.cli_options import Json
 from train import stages
 from train.plan import KNOWN, Plan, Shape
 from train.plan import plan as planned
@@ -34,6 +35,7 @@ def plan(
     changes: Annotated[
         list[str] | None, typer.Option("--set", metavar="NAME=VALUE", help="A parameter of tuning.")
     ] = None,
+    as_json: Json = False,
 ) -> int:
     """Tell whether tuning a model fits into a GPU's memory.
 
@@ -47,10 +49,14 @@ def plan(
     except MindFuError as error:
         print(error, file=sys.stderr)
         return 2
+    fits = None if gpu is None else made.total <= gpu * GIB
+    if as_json:
+        told_bytes = {**made._asdict(), "total": made.total}
+        print(json.dumps({"parameters": shape.parameters(), "bytes": told_bytes, "fits": fits}))
+        return 1 if fits is False else 0
     print(table(model, shape, recipe, made))
     if gpu is None:
         return 0
-    fits = made.total <= gpu * GIB
     print(f"{'Fits' if fits else 'Does not fit'}: {made.total / GIB:.1f} of {gpu:g} GiB.{'' if fits else REMEDY}")
     return 0 if fits else 1
 

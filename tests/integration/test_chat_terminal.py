@@ -19,6 +19,8 @@ import uvicorn
 from app.messages import Delta, Done, End, Generate, ModelCard, ModelFile, Timings, ToolCallDelta, Usage
 from app.settings import FurtherModel, LLMSettings, Settings, ToolSettings
 from tests.gateway import MODEL, WINDOW, Echo, whole
+from train import convert
+from train.lines import Line
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -171,6 +173,8 @@ async def test_every_slash_command_in_a_real_terminal(url: str, tmp_path: Path):
         (line,) = [json.loads(line) for line in (tmp_path / name).read_text().splitlines()]
         roles = [message["role"] for message in line["messages"] if message["role"] != "system"]
         assert roles == ["user", "assistant"] * 2
+    (learnt,) = [convert._line(found, convert.Convert()) for found in convert._in(tmp_path / "training_data.jsonl")]
+    assert isinstance(learnt, Line)  # what `mindfu train --data` learns from
     history = tmp_path / "config" / "mindfu" / "chat_history"
     assert history.stat().st_mode & 0o077 == 0
 

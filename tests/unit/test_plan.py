@@ -78,3 +78,14 @@ def test_the_command_tells_whether_it_fits(capsys: pytest.CaptureFixture[str], t
 def test_the_demo_models_shape_is_read_from_its_file() -> None:
     """2,495,200 parameters, as docs/demo-model.md says."""
     assert cli_plan.shape_of("demo").parameters() == 2_495_200
+
+
+def test_a_plan_for_programs_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    """In bytes; without a GPU nobody says whether it fits."""
+    assert cli_plan.plan(as_json=True) == 0
+    told = json.loads(capsys.readouterr().out)
+    parts = {name: size for name, size in told["bytes"].items() if name != "total"}
+    assert (told["parameters"], told["fits"]) == (2_495_200, None)
+    assert told["bytes"]["total"] == sum(parts.values())
+    assert cli_plan.plan(model="devstral-small-2", gpu=12, as_json=True) == 1
+    assert json.loads(capsys.readouterr().out)["fits"] is False
