@@ -77,6 +77,13 @@ async def test_a_run_is_started_as_the_readme_says(http: httpx.AsyncClient):
     assert [one["id"] for one in (await http.get("/train/runs?limit=1")).json()["data"]] != [run["id"]]
 
 
+async def test_nobody_learns_from_anothers_conversations(http: httpx.AsyncClient):
+    """Whatever the request says."""
+    body = {"parameters": {"export": {"tenants": ["victim"], "rating": "up"}}}
+    order = (await http.post("/train/start", json=body)).json()["order"]
+    assert order["parameters"]["export"] == {"tenants": ["owner"], "rating": "up"}
+
+
 async def test_progress_events_and_logs_are_live(gateway: Whole, http: httpx.AsyncClient):
     """As the process that works on it tells them."""
     run_id = (await http.post("/train/start", json={})).json()["id"]
