@@ -28,6 +28,7 @@ from train.recipe import Recipe
 from train.stages import Work
 
 WAYS = ("plain", "plain_packed", "ours", "ray", "resume")
+REPEATED = ("plain", "plain_packed", "ours")
 SHAPES: tuple[tuple[dict[str, int], dict[str, int]], ...] = (
     ({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_key_value_heads": 4,
       "num_hidden_layers": 8}, {"window": 192, "rank": 32}),
@@ -48,6 +49,7 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=3)
     parser.add_argument("--window", type=int, default=1024)
     parser.add_argument("--quantise", action="store_true", help="QLoRA; on CPUs this measures bitsandbytes' emulation")
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=list(WAYS))
     parser.add_argument("--memory", action="store_true")
     options = parser.parse_args()
     if options.memory:
@@ -62,18 +64,20 @@ def compare(options: argparse.Namespace) -> None:
 
     from train import fitting  # noqa: F401
 
-    found: dict[str, list[dict[str, float]]] = {way: [] for way in WAYS}
+    found: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
     for number in range(options.rounds):
-        for way in WAYS if number == 0 else WAYS[:3]:
+        for way in options.ways if number == 0 else [way for way in options.ways if way in REPEATED]:
             with ProcessPoolExecutor(1, get_context("fork")) as pool:
                 found[way].append(pool.submit(one, options, way).result())
             print(way, found[way][-1], file=sys.stderr, flush=True)
-    plain = statistics.median(one["tokens_per_s"] for one in found["plain"])
-    print("| way | tokens/s | ratio to plain | peak MB | wall s |\n|---|---|---|---|---|")
+    first = next(iter(found.values()))
+    plain = statistics.median(one["tokens_per_s"] for one in first)
+    print(f"| way | tokens/s | ratio to {next(iter(found))} | peak MB | wall s |\n|---|---|---|---|---|")
     for way, all_of in found.items():
         speed, peak, wall = (statistics.median(o[n] for o in all_of) for n in ("tokens_per_s", "peak_mb", "wall_s"))
         print(f"| {way} | {speed:.0f} | {speed / plain:.2f} | {peak:.0f} | {wall:.1f} |")
-    print(f"\nGoing on from a checkpoint: {found['resume'][0]['resume_s']:.1f} s to the first step.")
+    if "resume" in found:
+        print(f"\nGoing on from a checkpoint: {found['resume'][0]['resume_s']:.1f} s to the first step.")
 
 
 def one(options: argparse.Namespace, way: str) -> dict[str, float]:

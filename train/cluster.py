@@ -27,6 +27,23 @@ def connected(home: Path) -> Iterator[None]:
         ray.shutdown()
 
 
+def share(cpus: float, workers: int = 1) -> float:
+    """CPUs that Ray is to reserve for each worker: those wanted, but none on one machine where too few are free.
+
+    What serves has reserved all of a small machine. Reservations are bookkeeping there: training runs beside it, on
+    the time that the system gives it, instead of waiting for ever. A cluster of several machines is waited for.
+    """
+    import ray
+
+    free = float(ray.available_resources().get("CPU", 0.0))
+    return cpus if len(ray.nodes()) > 1 or free >= cpus * workers else 0.0
+
+
+def tasks() -> dict[str, float]:
+    """What Ray Data is to reserve for a task: a CPU, or none, and then one task at a time."""
+    return {"num_cpus": 1} if share(1) else {"num_cpus": 0, "concurrency": 1}
+
+
 def _environment(home: Path) -> None:
     """What Ray reads when it starts: a token of our own (else it writes one into the user's home), nothing reported."""
     token = home / "keys" / "ray_token"

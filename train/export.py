@@ -121,7 +121,7 @@ def on_ray(wanted: Sequence[tuple[str, str]], home: Path, *, sources: bool) -> I
     ray.data.DataContext.get_current().execution_options.preserve_order = True
     ray.data.DataContext.get_current().enable_progress_bars = False
     names = ray.data.from_items([{"tenant": tenant, "id": name} for tenant, name in wanted])
-    for row in names.map_batches(batch, batch_size=BATCH).iter_rows():
+    for row in names.map_batches(batch, batch_size=BATCH, **cluster.tasks()).iter_rows():
         yield json.loads(row["made"])
 
 

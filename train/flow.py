@@ -51,7 +51,7 @@ def on_ray(files: Sequence[Path], function: Function, parameters: P, work: Work[
     ray.data.DataContext.get_current().enable_progress_bars = False
     for file in files:
         rows = ray.data.from_items([{"line": text} for text in lines.texts(file)])
-        for done, row in enumerate(rows.map_batches(batch, batch_size=BATCH).iter_rows()):
+        for done, row in enumerate(rows.map_batches(batch, batch_size=BATCH, **cluster.tasks()).iter_rows()):
             if done % BATCH == 0:
                 work.progress(done, total)
             yield json.loads(row["made"])

@@ -194,8 +194,12 @@ def _on_ray(work: Work[Recipe], job: Any, run_id: str) -> dict[str, Any]:
     from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig, UserCallback
     from ray.train.torch import TorchTrainer
 
+    from train import cluster
+
     recipe, folder, home = work.parameters, work.folder, work.home
     gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers if recipe.gpu is None else recipe.gpu
+
+    cpus = recipe.cpus if gpu else cluster.share(recipe.cpus, recipe.workers)
 
     class Live(UserCallback):  # type: ignore[misc]  # no types
         """Runs in Ray Train's controller: keeps numbers where people look while it trains."""
@@ -211,7 +215,7 @@ def _on_ray(work: Work[Recipe], job: Any, run_id: str) -> dict[str, Any]:
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
             use_gpu=gpu,
-            resources_per_worker={"CPU": recipe.cpus, **({"GPU": 1} if gpu else {})},
+            resources_per_worker=({"CPU": cpus} if cpus else {"memory": 1}) | ({"GPU": 1} if gpu else {}),
         ),
         run_config=RunConfig(
             name="run",

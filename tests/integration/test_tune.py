@@ -17,7 +17,7 @@ import torch
 import transformers
 
 from app.errors import InvalidRequest, MindFuError, Misconfigured, NothingToLearn
-from train import attention, base, lines, stages, tracking, tune
+from train import attention, base, cluster, lines, stages, tracking, tune
 from train.fitting import Job, fit
 from train.lessons import Teacher
 from train.recipe import Recipe
@@ -233,15 +233,34 @@ def kill_a_worker(home: Path, behind: int) -> None:
                 child.kill()
 
 
+@contextlib.contextmanager
+def every_cpu_reserved() -> Iterator[None]:
+    """As a small machine's are by what serves: training runs beside that."""
+    import ray
+
+    @ray.remote
+    class Serving:
+        def runs(self) -> None: ...
+
+    serving = Serving.options(num_cpus=ray.cluster_resources()["CPU"]).remote()  # type: ignore[attr-defined]
+    ray.get(serving.runs.remote())
+    assert not ray.available_resources().get("CPU")
+    yield
+
+
 def test_the_stage_on_ray_survives_a_killed_run_and_a_killed_worker(split: Path, home: Path) -> None:
-    """The same command goes on from the last checkpoint; a dead worker is started again; an adapter comes out."""
+    """The same command goes on from the last checkpoint; a dead worker is started again; an adapter comes out.
+
+    What was left runs beside an application that has reserved every CPU of the machine.
+    """
     recipe = Recipe.model_validate(SMALL.model_dump() | ONCE)
     killed_at_its_first_checkpoint(home, split, recipe)
     [history] = home.glob("runs/tune-*/history.jsonl")
     before = len(history.read_text().splitlines())
     killer = threading.Thread(target=kill_a_worker, args=(home, before), daemon=True)
     killer.start()
-    folder = stages.run(tune.STAGE, inputs={"data": split}, parameters=recipe, home=home)
+    with cluster.connected(home), every_cpu_reserved():
+        folder = stages.run(tune.STAGE, inputs={"data": split}, parameters=recipe, home=home)
     killer.join()
     told = stages.manifest(folder)
     assert set(told.outputs) == {"adapter/adapter_config.json", "adapter/adapter_model.safetensors", "history.jsonl"}
