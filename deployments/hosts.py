@@ -21,6 +21,7 @@ import subprocess
 import tempfile
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -58,6 +59,7 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         self._pools: dict[str, list[str]] = provider_config["pools"]
         self._file = Path(provider_config.get("state") or tempfile.gettempdir()) / f"mindfu-hosts-{cluster_name}.json"
         self._lock, self._file_lock = threading.RLock(), FileLock(self._file.with_suffix(".lock"))
+        self._let_go: set[str] = set()  # by this process
         if BOOTSTRAP.expanduser().exists() and _is_here(self._pools[HEAD][0]):
             self._note_head()
 
@@ -66,11 +68,13 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         return [host for host, tags in self._read().items() if tag_filters.items() <= tags.items()]
 
     def nodes_for_teardown(self, tag_filters: Tags) -> list[str]:
-        """Every host of that kind: the machine where `ray down` runs does not know which of them the head took."""
+        """Every host of that kind that we have not let go yet: the machine where `ray down` runs does not know which of
+        them the head took.
+        """
         kind = tag_filters.get(TAG_RAY_NODE_KIND)
         heads = set(self._pools[HEAD])
         hosts = {host for pool in self._pools.values() for host in pool}
-        return sorted({NODE_KIND_HEAD: heads, NODE_KIND_WORKER: hosts - heads}.get(kind or "", hosts))
+        return sorted({NODE_KIND_HEAD: heads, NODE_KIND_WORKER: hosts - heads}.get(kind or "", hosts) - self._let_go)
 
     def is_running(self, node_id: str) -> bool:
         """Whether it is taken."""
@@ -108,6 +112,7 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
                 told = f"{count} hosts of the pool '{name}' are wanted, {len(free)} of {len(pool)} are free"
                 raise NodeLaunchException("InsufficientHosts", told, None)
             taken.update({host: dict(tags) for host in free[:count]})
+            self._let_go.difference_update(free[:count])
         return {host: {} for host in free[:count]}
 
     def terminate_node(self, node_id: str) -> dict[str, Any]:
@@ -128,7 +133,15 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
             log.warning("Ray was not stopped on %s, which is free all the same: %s", node_id, error)
         with self._change() as taken:
             taken.pop(node_id, None)
+            self._let_go.add(node_id)
         return {node_id: {}}
+
+    def terminate_nodes(self, node_ids: list[str]) -> dict[str, Any]:
+        """Several at the same time: each may have to be waited for."""
+        with ThreadPoolExecutor(max(len(node_ids), 1)) as threads:
+            return {
+                host: told for answer in threads.map(self.terminate_node, node_ids) for host, told in answer.items()
+            }
 
     @staticmethod
     def bootstrap_config(cluster_config: dict[str, Any]) -> dict[str, Any]:
@@ -138,9 +151,11 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         return cluster_config
 
     def _note_head(self) -> None:
-        """The head knows of itself: it was noted where `ray up` ran."""
-        host = self._pools[HEAD][0]
+        """The head knows of itself: it was noted where `ray up` ran. Notes of before are of nodes that are gone."""
+        host, began = self._pools[HEAD][0], BOOTSTRAP.expanduser().stat().st_mtime
         with self._change() as taken:
+            if self._file.exists() and self._file.stat().st_mtime < began:
+                taken.clear()
             taken.setdefault(host, {
                 TAG_RAY_NODE_KIND: NODE_KIND_HEAD,
                 TAG_RAY_USER_NODE_TYPE: HEAD,

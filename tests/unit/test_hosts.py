@@ -1,8 +1,10 @@
 """Machines of one's own, in pools: which host is taken, and what is refused."""
 
 import copy
+import os
 import socket
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -105,6 +107,16 @@ def test_ray_down_reaches_every_host(provider: HostPool):
     assert provider.nodes_for_teardown({TAG_RAY_NODE_KIND: NODE_KIND_WORKER}) == workers
 
 
+def test_ray_down_comes_to_an_end(provider: HostPool, tmp_path: Path):
+    """It asks what remains until nothing does; and what was let go can be taken again."""
+    everything = provider.nodes_for_teardown({})
+    provider.terminate_nodes(everything)
+    assert provider.nodes_for_teardown({}) == []
+    assert len((tmp_path / STOPPED).read_text().splitlines()) == len(everything)
+    provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-train"), 1)
+    assert provider.nodes_for_teardown({}) == POOLS["gpu-train"]
+
+
 def test_the_head_knows_of_itself(provider: HostPool, tmp_path: Path):
     """It was taken elsewhere; and with its own key it reaches the others."""
     (tmp_path / "ray_bootstrap_config.yaml").touch()
@@ -114,6 +126,18 @@ def test_the_head_knows_of_itself(provider: HostPool, tmp_path: Path):
     head.create_node({}, tags(NODE_KIND_WORKER, "gpu-train"), 1)
     head.terminate_node("127.0.0.4")
     assert f"-i {tmp_path}/ray_bootstrap_key.pem" in (tmp_path / STOPPED).read_text()
+
+
+def test_a_head_that_was_started_anew_forgets_the_nodes_of_before(provider: HostPool, tmp_path: Path):
+    """They went with it; one that only looks again forgets nothing."""
+    bootstrap = tmp_path / "ray_bootstrap_config.yaml"
+    bootstrap.touch()
+    head = made(tmp_path)
+    head.create_node({}, tags(NODE_KIND_WORKER, "gpu-train"), 1)
+    assert made(tmp_path).is_running("127.0.0.4")
+    later = time.time() + 60
+    os.utime(bootstrap, (later, later))
+    assert made(tmp_path).non_terminated_nodes({}) == POOLS["head"]
 
 
 def test_another_machine_is_not_the_head(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
