@@ -135,6 +135,7 @@ class Published:
     def __init__(self, part: str) -> None:
         self._part = part
         self._gauges: dict[str, Any] = {}
+        self._adapter: Any = None
         self._adapters: set[tuple[str, str]] = set()
 
     def readings(self, readings: Mapping[str, float]) -> None:
@@ -146,11 +147,9 @@ class Published:
 
     def adapters(self, held: Iterable[tuple[str, str]]) -> None:
         """Say which adapters are loaded here: 1, and 0 once they are not."""
-        loaded = set(held)
-        if (self._adapters or loaded) and "adapter" not in self._gauges:
-            labels = ("model", "adapter")
-            self._gauges["adapter"] = exported.Gauge(f"mindfu_{self._part}_adapter", "Whether it is loaded.", labels)
-        for model, adapter in self._adapters | loaded:
-            tags = {"model": model, "adapter": adapter}
-            self._gauges["adapter"].set(float((model, adapter) in loaded), tags)
+        loaded, labels = set(held), ("model", "adapter")
+        if loaded and self._adapter is None:
+            self._adapter = exported.Gauge(f"mindfu_{self._part}_adapter", "Whether it is loaded.", labels)
         self._adapters |= loaded
+        for one in self._adapters:
+            self._adapter.set(float(one in loaded), dict(zip(labels, one, strict=True)))
