@@ -8,7 +8,7 @@ import typer
 
 from app.client import Answer, Client, Piece
 from app.errors import InvalidRequest, Unavailable
-from deployments.cli_client import TIMEOUT_S, Timeout, Url, connected, harmless
+from deployments.cli_client import TIMEOUT_S, Timeout, Url, connected, harmless, summary
 from deployments.cli_options import Json
 
 SHOWN_CHARS = 300  # of a passage; --json has all
@@ -48,7 +48,8 @@ def ask(
     if as_json:
         print(answer.model_dump_json())
         return
-    print()
+    print(flush=True)
+    print(harmless(summary(answer)), file=sys.stderr)
     for number, source in enumerate(answer.sources, start=1):
         print(f"[{number}] {harmless(str(source.get('title', '')))}", file=sys.stderr)
 
@@ -73,7 +74,8 @@ def search(
     if as_json:
         print(json.dumps([passage.model_dump() for passage in found]))
     for passage in () if as_json else found:
-        where = f", page {passage.page}" if passage.page else f", {passage.heading}" if passage.heading else ""
+        where = f", page {passage.page}" if passage.page else ""
+        where += f", {passage.heading}" if passage.heading not in ("", passage.title) else ""
         text = " ".join(passage.text.split())
         more = "…" if len(text) > SHOWN_CHARS else ""
         print(harmless(f"{passage.score:.2f}  {passage.title}{where}\n      {text[:SHOWN_CHARS]}{more}"))

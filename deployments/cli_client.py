@@ -11,7 +11,7 @@ import httpx
 import typer
 
 from app.asking import Answered, NotNow
-from app.client import DEFAULT_URL, Client
+from app.client import DEFAULT_URL, Answer, Client
 from app.errors import MindFuError
 from app.settings import Client as Place
 
@@ -47,6 +47,21 @@ def explained(error: MindFuError) -> str:
 def harmless(text: str) -> str:
     """A text without what a terminal would obey: models, documents and tools may say anything."""
     return CONTROL.sub("\N{REPLACEMENT CHARACTER}", text.replace("\r\n", "\n"))
+
+
+def summary(answer: Answer) -> str:
+    """Tokens, time and tools of an answer, in one line."""
+    parts = [
+        f"{answer.tokens_input} + {answer.tokens_generated} tokens",
+        f"{answer.generation_time:.1f} s",
+        f"{answer.tokens_per_second:.1f} tokens/s",
+        answer.model_key,
+        answer.device,
+    ]
+    parts += [f"tools: {', '.join(answer.tools_used)}"] if answer.tools_used else []
+    parts += ["cut off: it met its token limit"] if answer.finish_reason == "length" else []
+    parts += [f"the {answer.dropped_messages} oldest messages had no room"] if answer.dropped_messages else []
+    return " · ".join(parts)
 
 
 def _tell(reason: str, pause_s: float) -> None:

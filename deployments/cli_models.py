@@ -23,7 +23,7 @@ def table(models: list[Model]) -> str:
 
 
 def _row(number: int, model: Model) -> tuple[str, ...]:
-    size = f"{model.size_bytes / 1e9:.1f} GB" if model.size_bytes else ""
+    size = f"{model.size_bytes / 1e6:,.0f} MB" if model.size_bytes else ""
     state = "recommended" if model.recommended else "" if model.exists else "not here yet"
     state = f"{state}, not here yet" if model.recommended and not model.exists else state
     mark = "*" if model.current else " "

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from app.client import Answer, Client, Command, Format, Model, Piece
 from app.errors import InvalidRequest, MindFuError
-from deployments.cli_client import explained, harmless
+from deployments.cli_client import explained, harmless, summary
 from deployments.cli_models import table
 
 FORMATS: dict[str, Format] = {".txt": "text", ".md": "text", ".json": "json", ".jsonl": "jsonl"}
@@ -106,7 +106,7 @@ class Repl:
             self._complain("The answer broke off.")
             return
         self.last = answer
-        self._note(_summary(answer))
+        self._note(summary(answer))
         for number, source in enumerate(answer.sources, start=1):
             if f"[{number}]" in answer.response:
                 self._note(f"[{number}] {source.get('title')}")
@@ -220,18 +220,3 @@ class Repl:
 
     def _complain(self, text: str) -> None:
         self.console.print(Text(harmless(text), style="red"), soft_wrap=True)
-
-
-def _summary(answer: Answer) -> str:
-    """Tokens, time and tools of an answer, in one line."""
-    parts = [
-        f"{answer.tokens_input} + {answer.tokens_generated} tokens",
-        f"{answer.generation_time:.1f} s",
-        f"{answer.tokens_per_second:.1f} tokens/s",
-        answer.model_key,
-        answer.device,
-    ]
-    parts += [f"tools: {', '.join(answer.tools_used)}"] if answer.tools_used else []
-    parts += ["cut off: it met its token limit"] if answer.finish_reason == "length" else []
-    parts += [f"the {answer.dropped_messages} oldest messages had no room"] if answer.dropped_messages else []
-    return " · ".join(parts)

@@ -47,6 +47,9 @@ class Chatty(Echo):
             yield Done((End("tool_calls"),), TOOK, TIMINGS)
             return
         users = [message.content for message in request.messages if message.role == "user"]
+        if users[-1].startswith("Wait"):
+            yield Delta("I am waiting.", 1)
+            await asyncio.Event().wait()
         for text in (f"I am {request.model}, ", f"this is message {len(users)}.\x1b[2J", " Goodbye."):
             yield Delta(text, 1)
         yield Done((End("stop"),), TOOK, TIMINGS)
@@ -155,6 +158,11 @@ def drive(url: str, folder: Path) -> None:
     up = "\x1b[A"
     again.type(up * 2, "A new conversation.")  # /new, from the history of the run before
     again.type("Hi", "I am big, this is message 1.", "Goodbye.")
+    again.child.send("Wait for me" + ENTER)
+    again.child.expect_exact("I am waiting.")
+    again.child.sendintr()
+    again.child.expect_exact("Stopped.")
+    again.child.expect_exact(PROMPT)
     again.child.send("/qu\t")
     again.child.expect_exact("it")  # by Tab
     again.child.send(ENTER)
