@@ -11,7 +11,7 @@ from rich.console import Console
 
 from app.client import Client
 from deployments import cli_chat
-from deployments.cli_client import harmless
+from deployments.cli_client import connected, harmless
 from deployments.cli_repl import Repl
 from tests.command import mindfu
 from tests.unit.test_client import DONE
@@ -132,3 +132,17 @@ def test_without_a_server_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch, c
     assert "mindfu serve" in told
     assert mindfu("chat", "--url", "nonsense") == 1
     assert "'nonsense' is no URL of a server" in capsys.readouterr().err
+
+
+def test_server_and_key_come_from_the_environment(monkeypatch: pytest.MonkeyPatch):
+    """The address may be given by an option instead; without either it is this machine's."""
+    monkeypatch.setenv("MINDFU_URL", "http://elsewhere:1/v1")
+    monkeypatch.setenv("MINDFU_API_KEY", "mf_secret")
+    with connected(None) as client:
+        assert client.url == "http://elsewhere:1"
+        assert client._asking._http.headers["authorization"] == "Bearer mf_secret"
+    with connected("https://third:2/") as client:
+        assert client.url == "https://third:2"
+    monkeypatch.delenv("MINDFU_URL")
+    with connected(None) as client:
+        assert client.url == "http://127.0.0.1:11434"
