@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -145,8 +146,8 @@ class Cluster:
         context.enable_progress_bars = False
         context.print_on_execution_start = False
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        blocks = [_packed(sources[start : start + BLOCK]) for start in range(0, len(sources), BLOCK)]
-        data = ray.data.from_arrow(blocks)
+        rows = [{"row": pickle.dumps(sources[start : start + BLOCK])} for start in range(0, len(sources), BLOCK)]
+        data = ray.data.from_items(rows, override_num_blocks=len(rows))  # from_arrow waits for a CPU, and none is free
         stages: list[tuple[Any, tuple[object, ...], int, Any]] = [
             (Reading, (self._plan, dict(known)), 1, here),
             (Embedding, (self._plan,), self._workers, "SPREAD"),
@@ -157,10 +158,10 @@ class Cluster:
                 stage,
                 fn_constructor_args=arguments,
                 batch_size=1,
-                concurrency=size,
+                compute=ray.data.ActorPoolStrategy(size=size),
                 num_cpus=0,
                 batch_format="pyarrow",
-                scheduling_strategy=where,
+                ray_remote_args_fn=partial(dict, scheduling_strategy=where),
             )
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for outcomes in _unpacked(batch):
