@@ -23,7 +23,7 @@ from app.errors import Misconfigured
 from app.llama.source import locate
 from app.settings import IMPORT_PATH, Secrets, Settings, home
 from deployments.cli_options import Json
-from deployments.joining import NAMESPACE, environment, noted
+from deployments.joining import NAMESPACE, environment, hush, noted
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -111,6 +111,7 @@ def _ray() -> Iterator[str]:
         logging_level="warning",
         **own if local else {},
     )
+    hush()
     print(f"  dashboard http://{context.dashboard_url}", flush=True)
     address = context.address_info["gcs_address"]
     try:
@@ -141,12 +142,24 @@ def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
             yield process
         finally:
             if process.poll() is None:
-                process.send_signal(signal.SIGINT)
                 try:
+                    _let_answers_end()
+                    process.send_signal(signal.SIGINT)
                     process.wait(STOP_TIMEOUT_S)
-                except (subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
+                except (TimeoutError, subprocess.TimeoutExpired, KeyboardInterrupt):  # a second Ctrl-C: at once
                     process.kill()
                     process.wait()
+
+
+def _let_answers_end() -> None:
+    """Take the applications away: nothing new is answered, and what runs may end first (`GRACE_S` of the graph).
+
+    Without that `serve run` ends its proxy at once, and with it every stream. Raises TimeoutError after 60 s.
+    """
+    from ray import serve as ray_serve
+
+    for name in ray_serve.status().applications:
+        ray_serve.delete(name)
 
 
 def _wait_until_running(process: subprocess.Popen[bytes]) -> bool:

@@ -29,11 +29,15 @@ from deployments.tools import Tools
 from deployments.trainer import Trainer
 from deployments.vector_store import VectorStore
 
+GRACE_S = 50.0  # that answers may still take when their replica is to end; Serve waits for 60
+
 
 def build(settings: Settings) -> Application:
     """Bind the graph. Secrets are read here and in the replicas, and never stand in the YAML."""
     folder, secrets = home(), Secrets.from_env()
-    llm = serve.deployment(observed(LlamaCpp, "engine", database=True)).bind(settings.llm, folder, follow=True)
+    engine = observed(LlamaCpp, "engine", database=True)
+    llm = serve.deployment(engine).options(graceful_shutdown_timeout_s=GRACE_S)
+    model = llm.bind(settings.llm, folder, follow=True)
     embedder = serve.deployment(observed(Embedder)).bind(settings.embedding, folder)
     vectors = secrets.qdrant_url or serve.deployment(observed(VectorStore)).bind(folder)
     reranker = _reranker(settings.rag.rerank) if settings.rag.rerank else None
@@ -42,9 +46,10 @@ def build(settings: Settings) -> Application:
     librarian = serve.deployment(library).bind(retriever, settings.documents, folder)
     training = observed(Trainer, database=True)
     trainer = serve.deployment(training).options(ray_actor_options={"num_cpus": 0}).bind(settings, folder)
-    gateway = serve.deployment(serve.ingress()(observed(Gateway, database=True)))
+    entrance = serve.ingress()(observed(Gateway, database=True))
+    gateway = serve.deployment(entrance).options(graceful_shutdown_timeout_s=GRACE_S)
     tools = _tools(retriever, settings.tools, settings.rag, folder) if settings.tools.enabled else None
-    return gateway.bind(llm, embedder, retriever, librarian, settings, folder, tools, trainer=trainer)
+    return gateway.bind(model, embedder, retriever, librarian, settings, folder, tools, trainer=trainer)
 
 
 def _tools(retriever: Application, settings: ToolSettings, rag: RagSettings, folder: Path) -> Application:

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import logging
 import os
 import secrets as random
 import socket
@@ -38,6 +39,7 @@ def environment(home: Path) -> None:
         "RAY_USAGE_STATS_ENABLED": "0",
         "RAY_SERVE_THROUGHPUT_OPTIMIZED": "1",
         "RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE": "1",  # it would keep a thousand log lines to itself
+        "RAY_SERVE_FORCE_STOP_UNHEALTHY_REPLICAS": "1",  # what hangs is not waited for
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB: the guard limits, with a clear error
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # it would open the gateway's own port on all interfaces
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
@@ -75,10 +77,19 @@ def joined(home: Path, address: str) -> Iterator[None]:
     import ray
 
     ray.init(address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    hush()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def hush() -> None:
+    """Keep Ray's remarks on its own inner life off this terminal. After Ray was started."""
+    from ray import serve  # which sets the level
+
+    logging.getLogger(serve.__name__).setLevel(logging.WARNING)
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
 class Part:
