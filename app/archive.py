@@ -64,7 +64,7 @@ class Archive:
     """One that is being written."""
 
     def __init__(self, out: IO[bytes]) -> None:
-        self._tar = tarfile.open(fileobj=out, mode="w|", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
+        self._tar = tarfile.open(fileobj=out, mode="w", format=tarfile.PAX_FORMAT)  # noqa: SIM115 - closed by `close`
         self._members: dict[str, Member] = {}
 
     def add(self, name: str, file: Path) -> None:
@@ -97,9 +97,9 @@ def writing(target: str) -> Iterator[Archive]:
     require_new(target)
     with _reaching(target):
         fs, path = place(target)
-        fs.makedirs(posixpath.dirname(path), exist_ok=True)
         part = f"{path}.part"
-        if isinstance(fs, LocalFileSystem):
+        if isinstance(fs, LocalFileSystem):  # elsewhere that would make buckets
+            Path(part).parent.mkdir(parents=True, exist_ok=True)
             Path(part).touch(0o600)  # conversations and the keys' pepper are nobody else's to read
         try:
             with fs.open(part, "wb") as out:

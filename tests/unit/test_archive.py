@@ -100,9 +100,16 @@ def test_a_newer_format_is_refused_by_its_number(source: Path, tmp_path: Path):
 
 def test_an_archive_that_fails_half_way_does_not_appear(tmp_path: Path):
     """Nor does a part of it stay."""
-    with pytest.raises(RuntimeError), writing(str(tmp_path / "b.tar")):
-        raise RuntimeError
-    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "one").write_text("1" * 5000)
+
+    def fail() -> None:
+        with writing(str(tmp_path / "new" / "b.tar")) as archive:
+            archive.add("one", tmp_path / "one")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        fail()
+    assert list((tmp_path / "new").iterdir()) == []
     (tmp_path / "file").write_text("")
     with pytest.raises(Unavailable), writing(str(tmp_path / "file" / "b.tar")):
         pass
