@@ -1,10 +1,11 @@
 """Coding agents, unmodified: asked for a file, each reads it with its own tool and answers."""
 
+import sys
 from pathlib import Path
 
 import pytest
 
-from tests.acceptance.conftest import Server
+from tests.acceptance.conftest import ROOT, Server
 from tests.clients.conftest import SECRET, run
 from tests.clients.install import FOLDER
 
@@ -63,7 +64,7 @@ def test_codex(server: Server, project: Path):
 
 
 def test_vibe(server: Server, project: Path):
-    """Mistral Vibe, through /v1/chat/completions."""
+    """Mistral Vibe, through /v1/chat/completions. What it logs can be imported."""
     home = project.parent / "vibe"
     home.mkdir()
     (home / "config.toml").write_text(VIBE.replace("URL", server.url))
@@ -72,6 +73,10 @@ def test_vibe(server: Server, project: Path):
     env = {"VIBE_HOME": str(home), "MINDFU_KEY": "none", "MISTRAL_API_KEY": "none"}
     assert KNOWS in run([vibe, "-p", ASKED, *flags], project, env)
     assert SECRET in told(server)
+    command = [sys.executable, "-m", "deployments.cli", "ingest-logs", "--tenant", "other", home / "logs/session"]
+    said = run(command, ROOT, {"MINDFU_HOME": str(server.home)})
+    assert "sessions read: 1 vibe" in said
+    assert "in 1 conversations" in said
 
 
 def told(server: Server) -> str:
