@@ -7,7 +7,6 @@ trial of llama.cpp takes. A check returns findings, and raises nothing that can 
 import asyncio
 import os
 import shutil
-import socket
 import sys
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -26,6 +25,7 @@ from app.errors import MindFuError, Misconfigured
 from app.llama import memory
 from app.llama.probe import probe
 from app.llama.source import DEMO_FILE, locate, present
+from app.ports import is_free
 from app.postgres import AWAY
 from app.postgres_home import PostgresHome, binaries
 from app.settings import LLMSettings, Secrets
@@ -146,17 +146,6 @@ def server(host: str, port: int) -> tuple[Finding, ...]:
     wrong = [(part, state) for part, state in health.parts.items() if state != "ok"]
     remedy = f"Its log is serve.log in the home folder; `curl {url}/health` shows when it is well again."
     return (running, *(Finding(f"server: {part}", "failure", state, remedy) for part, state in wrong))
-
-
-def is_free(host: str, port: int) -> bool:
-    """Whether a server could listen there."""
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
-        trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            trial.bind((host, port))
-        except OSError:
-            return False
-    return True
 
 
 def _owner(port: int) -> str | None:

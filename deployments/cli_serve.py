@@ -8,7 +8,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -21,6 +20,7 @@ import yaml
 
 from app.errors import Misconfigured
 from app.llama.source import locate
+from app.ports import is_free
 from app.settings import IMPORT_PATH, Secrets, Settings, home
 from deployments.cli_options import Json
 from deployments.joining import NAMESPACE, environment, hush, noted
@@ -60,7 +60,7 @@ def serve(config: Config = DEFAULT) -> int:
     parsed = yaml.safe_load(config.read_text())
     http = parsed.get("http_options", {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
-    if not _is_free(host, port):
+    if not is_free(host, port):
         print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
         return 2
     try:
@@ -196,13 +196,3 @@ def _wait_until_shut_down(process: subprocess.Popen[bytes]) -> bool:
             return True
         time.sleep(1.0)
     return False
-
-
-def _is_free(host: str, port: int) -> bool:
-    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except OSError:
-            return False
-    return True
