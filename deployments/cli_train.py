@@ -5,6 +5,7 @@ Where a server of this home runs, its trainer works on the run; else this comman
 
 import asyncio
 import json
+import os
 import sys
 from contextlib import suppress
 from pathlib import Path
@@ -137,17 +138,18 @@ def cancel(name: Name, *, tenant: Tenant = "default", as_json: Json = False) -> 
 
 def mlflow(*, host: str = "127.0.0.1", port: int = 5000) -> None:
     """Show MLflow's pages: runs, numbers, versions of models. It asks nobody who they are: keep it to this machine."""
-    import os
-
+    elsewhere = os.environ.get("MLFLOW_TRACKING_URI", "")
+    if elsewhere.startswith(("http://", "https://")):
+        raise InvalidRequest(f"MLFLOW_TRACKING_URI names a server that shows them already: {elsewhere}", "port")
     folder = home() / "mlflow"
     folder.mkdir(parents=True, exist_ok=True)
-    uri = os.environ.get("MLFLOW_TRACKING_URI") or f"sqlite:///{folder / 'mlflow.db'}"
+    uri = elsewhere or f"sqlite:///{folder / 'mlflow.db'}"
     print(f"MLflow shows {uri} on http://{host}:{port}, Ctrl-C stops it.", flush=True)
-    command = ["-m", "mlflow", "server", "--backend-store-uri", uri, "--host", host, "--port", str(port)]
-    files = (
-        [] if os.environ.get("MLFLOW_TRACKING_URI") else ["--default-artifact-root", (folder / "artifacts").as_uri()]
-    )
-    os.execv(sys.executable, [sys.executable, *command, *files])  # noqa: S606 - our own arguments
+    place = ["--backend-store-uri", uri, "--default-artifact-root", (folder / "artifacts").as_uri()]
+    listen = ["--host", host, "--port", str(port), "--workers", "1"]  # four by default, each loads for seconds
+    own = {"MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}  # of its own kind of jobs, which nobody here asks for
+    command = [sys.executable, "-m", "mlflow", "server", *place, *listen]
+    os.execve(sys.executable, command, {**os.environ, **own})  # noqa: S606 - our own arguments
 
 
 async def _followed(store: Runs, run: Run, *, quiet: bool) -> Run:

@@ -1,10 +1,17 @@
 """`mindfu train` and `mindfu runs` as they are typed, on a real database, where no server runs."""
 
 import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import asyncpg
+import httpx
 import pytest
 
 from deployments import cli
@@ -78,3 +85,30 @@ def test_what_is_to_be_forgotten_is_named(capsys: pytest.CaptureFixture[str]):
     assert "Name conversations, or one of" in capsys.readouterr().err
     assert mindfu("forget", "--all", "--json") == 0
     assert json.loads(capsys.readouterr().out) == {"conversations": 0, "adapters": [], "data_sets_swept": True}
+
+
+def test_mlflow_shows_its_pages(tmp_path: Path):
+    """On this machine alone, over the home's own runs."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    command = [sys.executable, "-m", "deployments.cli", "mlflow", "--port", str(port)]
+    place = {**os.environ, "MINDFU_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
+    process = subprocess.Popen(
+        command, env=place, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True
+    )
+    try:
+        deadline = time.monotonic() + 240
+        while True:
+            assert process.poll() is None
+            assert time.monotonic() < deadline
+            try:
+                page = httpx.get(f"http://127.0.0.1:{port}/", timeout=10)
+                break
+            except httpx.HTTPError:
+                time.sleep(0.2)
+        assert "MLflow" in page.text
+        assert (tmp_path / "mlflow" / "mlflow.db").exists()
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait()
