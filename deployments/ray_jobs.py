@@ -29,7 +29,9 @@ class RayJobs:
 
     async def start(self, run: Run) -> None:
         """Submit an attempt at a run. Raises Unavailable."""
-        command = shlex.join([sys.executable, "-m", MODULE, run.id, str(run.attempt)])
+        # Named, because Ray would look for any cluster on this machine, and there may be several.
+        here = f"RAY_ADDRESS={ray.get_runtime_context().gcs_address}"
+        command = shlex.join(["env", here, sys.executable, "-m", MODULE, run.id, str(run.attempt)])
         await self._ask(
             "submit_job",
             entrypoint=command,
