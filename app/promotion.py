@@ -25,6 +25,7 @@ STAGE_S = 120.0  # that engines may take to load an adapter
 SWITCH_S = 15.0  # that gateways may take: longer than one counts as alive without a word
 LOOK_S = 0.02
 AGAIN_S = 0.5  # while PostgreSQL is away
+BACK_S = 5.0  # until all have spoken again: each looks once a second
 
 
 class Promoted(Strict):
@@ -182,14 +183,24 @@ def _holds(engine: Member, adapter: Adapter, revision: int) -> bool:
 
 
 async def _members(registry: Registry, deadline: float) -> Sequence[Member]:
-    """Those that are alive. Raises Unavailable where PostgreSQL is still away at the deadline."""
+    """Those that are alive. Raises Unavailable where PostgreSQL is still away at the deadline.
+
+    A crash empties the table of members, which is not logged: once it is back, they get the time to say so again.
+    """
+    away = False
     while True:
         try:
-            return await registry.members()
+            found = await registry.members()
         except Unavailable:
             if time.monotonic() > deadline:
                 raise
+            away = True
             await asyncio.sleep(AGAIN_S)
+        else:
+            if not away:
+                return found
+            away = False
+            await asyncio.sleep(BACK_S)
 
 
 async def _switch(registry: Registry, before: Serving, after: Serving, line: Line, started: float) -> Promoted:

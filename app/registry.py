@@ -12,7 +12,7 @@ import asyncio
 import hashlib
 import re
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
@@ -26,7 +26,7 @@ from app.control import Control
 from app.desired import BARE, Adapter, Desired, Serving, TrialKind, Verdict
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.messages import Strict
-from app.postgres import reaching_postgres
+from app.postgres import AWAY, reaching_postgres
 from app.queries import queries
 
 SQL = queries("registry.sql")
@@ -264,7 +264,7 @@ class Registry:
                 try:
                     yield
                 finally:
-                    if not connection.is_closed():
+                    with suppress(*AWAY):  # the lock ends with its connection
                         await connection.execute(SQL["unlock"], model)
 
 
