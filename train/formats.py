@@ -6,6 +6,8 @@
     gguf         merged.gguf              merged into the base's own F16, BF16, F32 or Q8_0 file
     Q4_K_M, Q5_K_M, Q8_0                  merged-<type>.gguf, by llama.cpp's own quantiser
     safetensors  merged/                  merged, with tokenizer and template, as transformers and vLLM read it
+    vllm         vllm/                    the same with what vLLM needs: `vllm serve --config vllm.yaml` in the folder
+    awq          awq/                     merged, four bits a weight, for vLLM; needs `--input data=` a split
     peft         adapter/                 as PEFT reads it, and vLLM beside the base
 
 Compared is what a few texts' tokens are worth to each: the mean change of a log-probability against PyTorch with PEFT.
@@ -13,6 +15,7 @@ Compared is what a few texts' tokens are worth to each: the mean change of a log
 
 import shutil
 from collections.abc import Mapping, Sequence
+from itertools import islice
 from pathlib import Path
 from typing import Literal
 
@@ -20,10 +23,23 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from app.errors import Misconfigured
+from app.errors import Misconfigured, NothingToLearn
 from app.messages import Message, Strict
 from app.settings import LLMSettings
-from train import base, gguf_lora, gguf_merge, gguf_names, lora, parity, safetensors_merge, serving, stages
+from train import (
+    awq,
+    base,
+    gguf_lora,
+    gguf_merge,
+    gguf_names,
+    lines,
+    lora,
+    parity,
+    safetensors_merge,
+    serving,
+    stages,
+    vllm_folder,
+)
 from train.evaluate import served_file
 from train.lessons import Lesson, Teacher
 from train.lines import Line
@@ -31,9 +47,10 @@ from train.lora import Delta
 from train.stages import Outcome, Stage, Work
 
 MERGED = "merged.gguf"
-Format = Literal["gguf-lora", "gguf", "Q4_K_M", "Q5_K_M", "Q8_0", "safetensors", "peft"]
+AWQ_TOKENS = 2048  # of a conversation that AWQ looks at
+Format = Literal["gguf-lora", "gguf", "Q4_K_M", "Q5_K_M", "Q8_0", "safetensors", "vllm", "awq", "peft"]
 BOUNDS: dict[Format, float] = {"gguf-lora": 0.1, "gguf": 0.1, "Q8_0": 0.1, "Q5_K_M": 0.3, "Q4_K_M": 0.5,
-                               "safetensors": 0.02, "peft": 0.02}  # fmt: skip
+                               "safetensors": 0.02, "vllm": 0.02, "awq": 0.5, "peft": 0.02}  # fmt: skip
 """How far a format may be from PyTorch: the mean change of a token's log-probability, nats."""
 TEXTS = (
     ("What is the capital of France?", "Paris is the capital of France."),
@@ -48,6 +65,10 @@ class Formats(Strict):
     formats: tuple[Format, ...] = Field(("gguf-lora", "peft"), min_length=1)
     gguf: str | None = None  # the base's GGUF to merge into and to compare with; None: the base's own
     half: bool = False  # the GGUF LoRA in float16
+    name: str = Field(LLMSettings().name, min_length=1)  # that clients of vLLM send as `model`
+    window: int | None = Field(None, ge=1)  # tokens that vLLM shall serve; None: as many as the model has
+    awq_python: str | None = None  # an interpreter with llm-compressor; None: this one
+    awq_texts: int = Field(128, ge=1)  # conversations of the training part that AWQ looks at
     threads: int | None = Field(None, ge=1)
 
 
@@ -57,7 +78,12 @@ def check(inputs: Mapping[str, Path], parameters: Formats) -> None:
     if tuned.facts.get("kind") != "adapter":
         problem = f"{inputs['tuned']} holds a whole model, not an adapter"
         raise Misconfigured("tuned", problem, "Tune with another preset than 'full'.")
-    if set(parameters.formats) - {"safetensors", "peft"}:
+    if "awq" in parameters.formats:
+        awq.present(parameters.awq_python)
+        if "data" not in inputs:
+            remedy = "Give the split with --input data=FOLDER."
+            raise Misconfigured("formats.formats", "awq has to see texts that the model is for", remedy)
+    if set(parameters.formats) - {"safetensors", "vllm", "awq", "peft"}:
         gguf_names.layout(served_file(str(tuned.facts["base"]), parameters.gguf, "formats.gguf"))
 
 
@@ -66,14 +92,18 @@ def make(work: Work[Formats]) -> Outcome:
     parameters, tuned = work.parameters, work.inputs["tuned"]
     name = str(stages.manifest(tuned).facts["base"])
     found, deltas = base.find(name, work.home), lora.read(tuned / "adapter")
-    lessons = _lessons(Teacher(found.folder))
+    teacher = Teacher(found.folder)
+    lessons = _lessons(teacher)
     wanted = np.concatenate(parity.by_pytorch(found.folder, tuned / "adapter", lessons)[1])
     sizes: dict[str, int] = {}
     apart: dict[str, float] = {}
     for done, format_ in enumerate(parameters.formats):
         work.progress(done, len(parameters.formats), format_)
-        written = _write(format_, work, deltas, found.folder, name)
-        read = _scored(format_, written, work, found.folder, name, lessons)
+        if format_ == "awq":
+            written, read = _awq(work, deltas, found.folder, teacher, lessons)
+        else:
+            written = _write(format_, work, deltas, found.folder, name)
+            read = _scored(format_, written, work, found.folder, name, lessons)
         apart[format_] = float(np.abs(np.concatenate(read) - wanted).mean())
         sizes[f"{format_}_bytes"] = _size(written)
         if not apart[format_] <= BOUNDS[format_]:
@@ -95,6 +125,10 @@ def _write(format_: Format, work: Work[Formats], deltas: Mapping[str, Delta], fo
     if format_ == "safetensors":
         safetensors_merge.merge(out / "merged", deltas, folder)
         return out / "merged"
+    if format_ == "vllm":
+        safetensors_merge.merge(out / "vllm", deltas, folder)
+        vllm_folder.complete(out / "vllm", parameters.name, parameters.window)
+        return out / "vllm"
     file = served_file(name, parameters.gguf, "formats.gguf")
     if format_ == "gguf-lora":
         gguf_lora.write(out / "adapter.gguf", deltas, file, half=parameters.half)
@@ -104,6 +138,7 @@ def _write(format_: Format, work: Work[Formats], deltas: Mapping[str, Delta], fo
         gguf_merge.merge(merged, deltas, file)
     if format_ == "gguf":
         return merged
+    assert format_ != "awq"  # has a way of its own
     small = out / f"merged-{format_}.gguf"
     gguf_merge.quantise(merged, small, format_, threads=parameters.threads)
     return small
@@ -115,13 +150,29 @@ def _scored(
     """The log-probabilities of the texts' tokens, by what was written."""
     if format_ == "peft":
         return parity.by_pytorch(folder, written, lessons)[1]
-    if format_ == "safetensors":
-        return parity.by_pytorch(written, None, lessons)[0]
+    if format_ in {"safetensors", "vllm"}:
+        own = _lessons(Teacher(written))  # by the folder's own tokenizer and template
+        return parity.by_pytorch(written, None, own)[0]
     settings = LLMSettings(window=512, threads=work.parameters.threads)
     if format_ == "gguf-lora":
         file = served_file(name, work.parameters.gguf, "formats.gguf")
         return serving.likelihoods(file, (written,), lessons, settings)[0]
     return serving.likelihoods(written, (None,), lessons, settings)[0]
+
+
+def _awq(
+    work: Work[Formats], deltas: Mapping[str, Delta], folder: Path, teacher: Teacher, lessons: Sequence[Lesson]
+) -> tuple[Path, list[NDArray[np.float32]]]:
+    """Write it from a merged folder, which goes again. Returns it, and the lessons' log-probabilities by it."""
+    told = islice(lines.read(work.inputs["data"] / "train.jsonl"), work.parameters.awq_texts)
+    texts = [lesson.tokens[:AWQ_TOKENS] for line in told for lesson in teacher.lessons(line)]
+    if not texts:
+        raise NothingToLearn("conversations for AWQ to look at", 0, 1, "Give another split.")
+    merged, out = work.folder / ".merged", work.folder / "awq"
+    safetensors_merge.merge(merged, deltas, folder)
+    read = awq.write(out, merged, texts, lessons, work.parameters.awq_python)
+    shutil.rmtree(merged)
+    return out, read
 
 
 def _lessons(teacher: Teacher) -> list[Lesson]:
@@ -140,7 +191,7 @@ STAGE = Stage(
     name="formats",
     does="Write a tuned adapter in the formats that people serve.",
     place="runs",
-    inputs=("tuned",),
+    inputs=("tuned", "data?"),
     parameters=Formats,
     make=make,
     check=check,

@@ -195,19 +195,20 @@ def test_parts_of_different_runs_are_not_published_together(tmp_path: Path, adap
 
 
 def test_every_format_is_compared_before_it_is_done(tmp_path: Path, adapter: Path):
-    """All seven, with how far each is from PyTorch."""
+    """All but AWQ, with how far each is from PyTorch."""
     tuned = tmp_path / "runs" / "tune"
     (tuned / "adapter").mkdir(parents=True)
     for file in adapter.iterdir():
         (tuned / "adapter" / file.name).write_bytes(file.read_bytes())
     finish(tuned, "tune", kind="adapter", base="demo")
-    wanted = ("gguf-lora", "gguf", "Q8_0", "Q5_K_M", "Q4_K_M", "safetensors", "peft")
+    wanted = ("gguf-lora", "gguf", "Q8_0", "Q5_K_M", "Q4_K_M", "safetensors", "vllm", "peft")
     parameters = formats.Formats(formats=wanted, threads=1)
     folder = stages.run(formats.STAGE, inputs={"tuned": tuned}, parameters=parameters, home=tmp_path)
     apart = stages.manifest(folder).facts["mean_difference"]
     assert isinstance(apart, dict)
     assert list(apart) == list(wanted)
     files = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    assert "tool-call-parser: hermes" in (folder / "vllm" / "vllm.yaml").read_text()
     assert files >= {"adapter.gguf", "merged.gguf", "merged-Q4_K_M.gguf", "merged", "adapter", "manifest.json"}
     whole = transformers.AutoModelForCausalLM.from_pretrained(folder / "merged")
     assert sum(weight.numel() for weight in whole.parameters()) > 2_000_000
