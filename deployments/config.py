@@ -17,7 +17,6 @@ from app.keys import pepper
 from app.settings import IMPORT_PATH, Secrets, Settings, ToolSettings
 from app.tools.catalogue import own
 from app.tools.sandbox import shared
-from deployments import clusters
 
 DEPLOYMENTS = (
     "Gateway",
@@ -45,6 +44,8 @@ def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
     if not isinstance(config, dict):
         return [f"{path} must hold a mapping with the key 'applications'"]
     if "cluster_name" in config:
+        from deployments import clusters  # and Ray's autoscaler, which no gateway needs
+
         return clusters.problems(config)
     found = [*_unknown_keys(ServeDeploySchema, config, "")]
     try:
