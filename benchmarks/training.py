@@ -5,7 +5,7 @@
 
 Each way runs in a process of its own, forked when the libraries are loaded, in turns, on the same conversations, with
 the same model, adapter, batch and precision. Tokens are those of conversations, padding excluded; seconds those of
-optimiser steps, the first left out.
+optimiser steps, the first left out. CPU seconds tell more than seconds where others use the machine, too.
 """
 
 import argparse
@@ -72,10 +72,16 @@ def compare(options: argparse.Namespace) -> None:
             print(way, found[way][-1], file=sys.stderr, flush=True)
     first = next(iter(found.values()))
     plain = statistics.median(one["tokens_per_s"] for one in first)
-    print(f"| way | tokens/s | ratio to {next(iter(found))} | peak MB | wall s |\n|---|---|---|---|---|")
+    work = statistics.median(one["tokens_per_cpu_s"] for one in first)
+    name = next(iter(found))
+    print(
+        f"| way | tokens/s | ratio to {name} | tokens/CPU s | ratio | peak MB | wall s |\n|---|---|---|---|---|---|---|"
+    )
     for way, all_of in found.items():
-        speed, peak, wall = (statistics.median(o[n] for o in all_of) for n in ("tokens_per_s", "peak_mb", "wall_s"))
-        print(f"| {way} | {speed:.0f} | {speed / plain:.2f} | {peak:.0f} | {wall:.1f} |")
+        told = {n: statistics.median(one[n] for one in all_of) for n in all_of[0]}
+        speed, cpu = told["tokens_per_s"], told.get("tokens_per_cpu_s", float("nan"))
+        both = f"{speed:.0f} | {speed / plain:.2f} | {cpu:.0f} | {cpu / work:.2f}"
+        print(f"| {way} | {both} | {told['peak_mb']:.0f} | {told['wall_s']:.1f} |")
     if "resume" in found:
         print(f"\nGoing on from a checkpoint: {found['resume'][0]['resume_s']:.1f} s to the first step.")
 
@@ -152,7 +158,7 @@ def plain(data: Path, recipe: Recipe, scratch: Path, *, packing: bool = False) -
         callbacks=[clock.callback()],
     )
     trainer.train()
-    return {"tokens_per_s": clock.speed()}
+    return clock.speeds()
 
 
 def plain_packed(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
@@ -164,9 +170,14 @@ def ours(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
     """Our stage without Ray."""
     from train.fitting import fit
 
-    numbers: list[dict[str, float]] = []
-    fit(_job(data, recipe, scratch), report=lambda told, _: numbers.append(told), scratch=scratch / "ours")
-    return {"tokens_per_s": _speed(numbers)}
+    clock = Clock()
+
+    def report(told: dict[str, float], _: object) -> None:
+        if "tokens_per_s" in told:
+            clock.look(told["tokens"])
+
+    fit(_job(data, recipe, scratch), report=report, scratch=scratch / "ours")
+    return clock.speeds()
 
 
 def on_ray(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
@@ -266,12 +277,17 @@ def living() -> int:
 
 
 class Clock:
-    """Tokens of conversations and seconds of TRL's steps, the first left out."""
+    """Tokens of conversations, seconds, and this process's CPU seconds of steps, the first left out."""
 
     def __init__(self) -> None:
-        self.at: list[tuple[float, float]] = []
+        self.at: list[tuple[float, float, float]] = []
+
+    def look(self, tokens: float) -> None:
+        """A step has ended."""
+        self.at.append((tokens, time.monotonic(), time.process_time()))
 
     def callback(self) -> Any:
+        """For TRL's trainer."""
         from transformers import TrainerCallback
 
         clock = self
@@ -279,13 +295,14 @@ class Clock:
         class Logged(TrainerCallback):  # type: ignore[misc]
             def on_log(self, _: object, __: object, ___: object, logs: dict[str, float], **____: object) -> None:
                 if "num_tokens" in logs and "loss" in logs:
-                    clock.at.append((time.monotonic(), float(logs["num_tokens"])))
+                    clock.look(float(logs["num_tokens"]))
 
         return Logged()
 
-    def speed(self) -> float:
-        (first, before), (last, after) = self.at[0], self.at[-1]
-        return (after - before) / (last - first)
+    def speeds(self) -> dict[str, float]:
+        """Tokens a second, of both kinds."""
+        tokens, wall, cpu = (last - first for first, last in zip(self.at[0], self.at[-1], strict=True))
+        return {"tokens_per_s": tokens / wall, "tokens_per_cpu_s": tokens / cpu}
 
 
 def _job(data: Path, recipe: Recipe, scratch: Path) -> Any:

@@ -23,7 +23,9 @@ of keys (and as many values), and of the feed-forward. Fitted, see above."""
 SMALL_BYTES = 3_700_000  # whatever the shape; fitted, too
 
 TILE_TOKENS, TILE_WORDS = 4096, 32_768  # of logits that TRL makes at a time (trl/kernels/chunked_logprob.py)
-CPU_TILE_BYTES = 29  # of a logit where there is no Triton: that kernel in PyTorch, at its worst line
+CPU_TILE_BYTES = (
+    33  # of a logit where there is no Triton: that kernel in PyTorch, at its worst line (eight numbers and a flag)
+)
 
 
 class Layer(NamedTuple):
