@@ -5,6 +5,7 @@ The HTML has no scripts, and nothing from elsewhere.
 
 import html
 from collections.abc import Iterable, Mapping, Sequence
+from math import exp
 from pathlib import Path
 from typing import Any
 
@@ -70,7 +71,10 @@ def _tables(results: Results) -> Iterable[Table]:
 
 def _set_table(name: str, judged: Judged) -> Table:
     gain = Interval(-judged.gain.mean, -judged.gain.high, -judged.gain.low, judged.gain.size)
-    rows = [["loss, nats a token", f"{judged.base_loss:.4f}", f"{judged.tuned_loss:.4f}", _interval(gain)]]
+    rows = [
+        ["loss, nats a token", f"{judged.base_loss:.4f}", f"{judged.tuned_loss:.4f}", _interval(gain)],
+        ["perplexity", f"{exp(judged.base_loss):.2f}", f"{exp(judged.tuned_loss):.2f}", "× " + _factor(gain)],
+    ]
     rows += [
         [metric, f"{told.base:.3f}", f"{told.tuned:.3f}", _interval(told.change)]
         for metric, told in judged.metrics.items()
@@ -143,6 +147,12 @@ def _interval(told: Interval) -> str:
 
 def _range(told: Interval) -> str:
     return f"{told.low:+.4f} to {told.high:+.4f}"
+
+
+def _factor(change: Interval) -> str:
+    """By what a perplexity is multiplied where its logarithm changes so."""
+    mean, low, high = (exp(value) for value in change[:3])
+    return f"{mean:.4f} ({low:.4f} to {high:.4f})"
 
 
 def _speed(speed: Speed) -> list[str]:
