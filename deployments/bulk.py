@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from functools import partial
 from itertools import compress
 from pathlib import Path
 from typing import Any
@@ -161,7 +160,7 @@ class Cluster:
                 compute=ray.data.ActorPoolStrategy(size=size),
                 num_cpus=0,
                 batch_format="pyarrow",
-                ray_remote_args_fn=partial(dict, scheduling_strategy=where),
+                scheduling_strategy=where,
             )
         for batch in data.iter_batches(batch_size=None, batch_format="pyarrow", prefetch_batches=0):
             for outcomes in _unpacked(batch):

@@ -7,6 +7,7 @@ import os
 import secrets as random
 import socket
 import threading
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,6 +91,8 @@ def hush() -> None:
 
     logging.getLogger(serve.__name__).setLevel(logging.WARNING)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
+    # Nothing else says yet on which machine a stage of Ray Data runs.
+    warnings.filterwarnings("ignore", "`ray_remote_args` is deprecated", DeprecationWarning)
 
 
 class Part:
