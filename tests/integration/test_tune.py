@@ -214,10 +214,11 @@ def killed_at_its_first_checkpoint(home: Path, split: Path, recipe: Recipe) -> N
             assert process.poll() is None, process.stderr and process.stderr.read().decode()
             time.sleep(0.05)
     finally:
-        family = psutil.Process(process.pid).children(recursive=True)
-        for one in (psutil.Process(process.pid), *family):
-            with contextlib.suppress(psutil.NoSuchProcess):
-                one.kill()
+        with contextlib.suppress(psutil.NoSuchProcess):  # it ended by itself, and why is told above
+            family = psutil.Process(process.pid).children(recursive=True)
+            for one in (psutil.Process(process.pid), *family):
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    one.kill()
         process.wait()
         process.stderr.close()  # type: ignore[union-attr]
 
