@@ -79,8 +79,9 @@ def compare(options: argparse.Namespace) -> None:
     )
     for way, all_of in found.items():
         told = {n: statistics.median(one[n] for one in all_of) for n in all_of[0]}
-        speed, cpu = told["tokens_per_s"], told.get("tokens_per_cpu_s", float("nan"))
-        both = f"{speed:.0f} | {speed / plain:.2f} | {cpu:.0f} | {cpu / work:.2f}"
+        both = f"{told['tokens_per_s']:.0f} | {told['tokens_per_s'] / plain:.2f} | "
+        cpu = told.get("tokens_per_cpu_s")  # of Ray's workers nobody knows
+        both += f"{cpu:.0f} | {cpu / work:.2f}" if cpu else "– | –"
         print(f"| {way} | {both} | {told['peak_mb']:.0f} | {told['wall_s']:.1f} |")
     if "resume" in found:
         print(f"\nGoing on from a checkpoint: {found['resume'][0]['resume_s']:.1f} s to the first step.")
