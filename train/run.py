@@ -61,6 +61,7 @@ def main() -> None:
     options = parser.parse_args()
     folder = home()
     os.nice(NICENESS)  # questions are answered first
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})  # which Ray's jobs are started without
     _log_to(log_file(folder, options.run))
     with Desk(folder) as desk:
         run = desk.ask(desk.runs.get(None, options.run))

@@ -163,7 +163,15 @@ async def test_a_killed_process_and_a_killed_database_lose_nothing(tmp_path: Pat
     await pool.close()
 
 
-async def test_a_cancelled_run_ends_within_seconds(runs: Runs, children: Children, tmp_path: Path):
+@pytest.fixture
+def deaf() -> Iterator[None]:
+    """Processes that are started meanwhile are not interrupted, as Ray starts its jobs."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    yield
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+
+
+async def test_a_cancelled_run_ends_within_seconds(deaf: None, runs: Runs, children: Children, tmp_path: Path):
     """Its process is gone, and the next one in the queue begins."""
     order = Order(conversations=False, paths=(str(shop(tmp_path, 3_000)),), until="split")
     run = await runs.add("default", order, "http")
