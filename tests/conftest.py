@@ -1,5 +1,6 @@
 """Fixtures that several test modules share: real stores, each started once."""
 
+import os
 import socket
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,6 +12,8 @@ import pytest
 from app.postgres import open_pool
 from app.postgres_attachment import start_supervisor
 from app.postgres_home import PostgresHome
+
+os.environ.setdefault("RAY_AUTH_MODE", "token")  # which Ray reads once, when the first test module imports it
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,7 @@ from starlette.types import Receive, Scope, Send
 
 from app.conversations import Conversations
 from app.feedback import FeedbackStore
+from app.forgetting import Forgetting
 from app.messages import Message, Tool
 from app.recorder import Recorder
 from app.spool import Spool
@@ -43,7 +44,12 @@ async def http(recorder: Recorder) -> AsyncIterator[Http]:
     refusals.register(app)
     app.dependency_overrides[callers.tenant] = lambda: "default"
     feedback = FeedbackStore(recorder.pool)
-    gateway: Any = SimpleNamespace(recorder=recorder, conversations=recorder.conversations, feedback=feedback)
+    gateway: Any = SimpleNamespace(
+        recorder=recorder,
+        conversations=recorder.conversations,
+        feedback=feedback,
+        forgetting=Forgetting(recorder.pool),
+    )
     app.include_router(conversations.routes(gateway))
 
     async def known(scope: Scope, receive: Receive, send: Send) -> None:  # what the guard says of each request

@@ -13,6 +13,7 @@ import pytest
 from fastapi import FastAPI
 
 from app.feedback import FeedbackStore
+from app.forgetting import Forgetting
 from app.keyring import Caller
 from app.messages import Delta, Generate, Measure
 from app.postgres_home import PostgresHome
@@ -78,6 +79,7 @@ async def library(pool: asyncpg.Pool, postgres_home: Path, tmp_path: Path) -> As
         gateway: Any = SimpleNamespace(
             recorder=recorder,
             conversations=recorder.conversations,
+            forgetting=Forgetting(pool),
             feedback=FeedbackStore(pool),
             shelves=Shelves(pool),
             retriever=Handle(search=retriever.search, chunks=retriever.chunks),

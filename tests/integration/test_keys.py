@@ -18,6 +18,7 @@ from pydantic import SecretStr
 
 from app.errors import InvalidRequest, NotFound, RateLimited, Unauthorized, Unavailable
 from app.feedback import FeedbackStore
+from app.forgetting import Forgetting
 from app.keyring import REMEMBERED_S, Keyring
 from app.keys import Key, Keys, Limits, pepper, pepper_file
 from app.limits import SQL, Limiter
@@ -338,7 +339,10 @@ async def test_a_key_reaches_no_other_tenants_conversations(keys: Keys, pool: as
     """What another tenant has is not there: not in lists, not by its id, not to judge and not to delete."""
     recorder = Recorder(pool, Spool(tmp_path))
     gateway: Any = SimpleNamespace(
-        recorder=recorder, conversations=recorder.conversations, feedback=FeedbackStore(pool)
+        recorder=recorder,
+        conversations=recorder.conversations,
+        feedback=FeedbackStore(pool),
+        forgetting=Forgetting(pool),
     )
     guarded = FastAPI()
     sizes = {"max_body": 1000, "max_upload": 1000, "metrics": Metrics()}

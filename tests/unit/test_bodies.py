@@ -19,13 +19,13 @@ class Anything(BaseModel):
 async def post(body: bytes, kind: str = "application/json") -> httpx.Response:
     router = APIRouter(route_class=Route)
 
-    @router.post("/")
+    @router.post("/v1/echo")
     async def echo(body: Anything) -> dict[str, JsonValue]:
         return {"value": body.value}
 
     transport = httpx.ASGITransport(application(router, max_body=4_000_000))
     async with httpx.AsyncClient(transport=transport, base_url="http://localhost") as http:
-        return await http.post("/", content=body, headers={"content-type": kind})
+        return await http.post("/v1/echo", content=body, headers={"content-type": kind})
 
 
 NESTED: object = []
