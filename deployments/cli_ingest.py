@@ -159,7 +159,7 @@ def _metadata(pairs: Sequence[str]) -> Metadata:
 
 def _run(ingestion: Ingestion, *, as_json: bool, quiet: bool = False) -> bool:
     """One run, shown. quiet: nothing is said where nothing happened. Whether something failed."""
-    with _Shown() as shown:
+    with contextlib.redirect_stdout(sys.stderr), _Shown() as shown:  # Ray prints remarks, and a program reads ours
         report = ingestion.run(shown)
     happened = set(report.counts) - {"unchanged", "skipped"}
     if not quiet or happened:
