@@ -101,7 +101,7 @@ def test_a_real_folder_goes_in_by_one_command_with_a_report(server: Server, mixe
     assert {"picture.png", "binary", "empty.md", "loop"} <= set(why)
     assert "limit is 33554432" in why["huge.txt"]
     held = {one["name"] for one in listed(server, "mixed")}
-    assert {"report.docx", "page.html", "rml.py"} <= held
+    assert {"report.docx", "page.html", "canvas.py"} <= held
     assert len(held) > 20
     assert report["chunks"] == sum(one["chunks"] for one in listed(server, "mixed"))
 
