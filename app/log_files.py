@@ -127,7 +127,7 @@ def _above(file: str) -> Iterator[str]:
 def _modified(fs: Any, file: str) -> datetime | None:
     try:
         when = fs.modified(file)
-    except (NotImplementedError, OSError, KeyError, TypeError):
+    except (NotImplementedError, OSError, KeyError, TypeError):  # file systems that keep no times raise any of these
         return None
     if not isinstance(when, datetime):
         return None
