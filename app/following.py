@@ -124,7 +124,7 @@ class Follower:
         self._woken.set()
 
     def _hold(self, desired: Desired) -> None:
-        if desired.revision != self.desired.revision:
+        if desired != self.desired:  # revisions begin again in another database: in a restored one, too
             self.desired = desired
             _write(self._file, desired)
 

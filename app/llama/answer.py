@@ -105,6 +105,9 @@ class Answer:
         if not piece and self._reader:
             self._cut(self._reader)
             self._go_on(piece)
+        if not piece and self._held and (self._whole or self._state == "beginning"):
+            self._whole, self._state = False, "text"  # neither thoughts nor a call: a stop string may be in it
+            self._go_on(piece)
         if piece:
             return piece
         rest, self._held = self._held, ""

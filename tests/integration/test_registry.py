@@ -224,6 +224,16 @@ async def test_who_starts_without_postgresql_goes_by_what_was_last_known(registr
     assert Follower("engine", Registry(None, registry.home)).desired == Desired()
 
 
+async def test_another_database_is_followed_though_its_revision_is_the_same(registry: Registry, pool: asyncpg.Pool):
+    """As after a restore: what the file says of the old one must not stand."""
+    await added(registry, "v1")
+    await Follower("gateway", registry).refresh()
+    await pool.execute("update adapters set version = 'v2'")
+    follower = Follower("gateway", registry)
+    assert [adapter.version for adapter in follower.desired.adapters] == ["v1"]
+    assert [adapter.version for adapter in (await follower.refresh()).adapters] == ["v2"]
+
+
 async def test_who_ends_says_so(registry: Registry):
     """A promotion need not wait for its silence."""
     follower = Follower("gateway", registry)

@@ -331,6 +331,8 @@ PARTS = [
 
 @settings(max_examples=400)
 @example(family="hermes", parts=[CALL, "a", "\n", "é"], stop=["é"], cuts=[], end=500, parallel=True)
+@example(family="hermes", parts=["<"], stop=["<"], cuts=[], end=1, parallel=True)
+@example(family="llama", parts=["<|"], stop=["<"], cuts=[], end=2, parallel=True)
 @given(
     family=st.sampled_from(list(SYNTAXES)),
     parts=st.lists(st.sampled_from(PARTS), max_size=8),
