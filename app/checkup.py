@@ -28,7 +28,9 @@ from app.llama.source import DEMO_FILE, locate, present
 from app.ports import is_free
 from app.postgres import AWAY
 from app.postgres_home import PostgresHome, binaries
-from app.settings import LLMSettings, Secrets
+from app.settings import AnyLLMSettings, LLMSettings, Secrets
+from app.vllm import source as folders
+from app.vllm.settings import VllmSettings
 
 State = Literal["ok", "warning", "failure"]
 PYTHONS = ((3, 11), (3, 13))
@@ -215,22 +217,48 @@ def qdrant(secrets: Secrets) -> Finding:
     return Finding("Qdrant", "ok", f"the server at {place} answers")
 
 
-def models(llm: LLMSettings, home: Path, *, running: bool) -> Iterator[Finding]:
+def models(llm: AnyLLMSettings, home: Path, *, running: bool) -> Iterator[Finding]:
     """Whether each model's file is here, is one, and fits. running: it may be in memory already."""
+    if isinstance(llm, VllmSettings):
+        yield _vllm()
+        yield _folder(llm, home)
+        return
     for name in (llm.name, *llm.models):
         yield _model(name, llm.of(name), home, running=running)
+
+
+def _vllm() -> Finding:
+    if find_spec("vllm") is None:
+        remedy = f"Run `{folders.INSTALL}` on the machines with the GPUs."
+        return Finding("vLLM", "warning", "llm.engine is vllm, which is not installed on this machine", remedy)
+    return Finding("vLLM", "ok", "installed")
+
+
+def _folder(settings: VllmSettings, home: Path) -> Finding:
+    what = f"model {settings.name}"
+    if folders.present(settings.model, home) is None and "://" in settings.model:
+        return _not_here(what, settings.model)
+    try:
+        folder = folders.locate(settings.model, home)
+    except Misconfigured as error:
+        return Finding(what, "failure", f"{error.setting}: {error.problem}", f"{error.remedy.rstrip('.')}.")
+    return Finding(what, "ok", f"{folder}, weights of {folders.weights_bytes(folder) / GB:.1f} GB")
+
+
+def _not_here(what: str, source: str) -> Finding:
+    from huggingface_hub.constants import HF_HUB_OFFLINE
+
+    if HF_HUB_OFFLINE:
+        remedy = "Unset HF_HUB_OFFLINE, or download it elsewhere and give its path."
+        return Finding(what, "failure", f"{source} is not here, and HF_HUB_OFFLINE forbids downloads", remedy)
+    return Finding(what, "warning", f"{source} is not here yet", "The next start downloads it.")
 
 
 def _model(name: str, settings: LLMSettings, home: Path, *, running: bool) -> Finding:
     what, source = f"model {name}", settings.model
     path = present(source, home)
     if path is None and "://" in source:
-        from huggingface_hub.constants import HF_HUB_OFFLINE
-
-        if HF_HUB_OFFLINE:
-            remedy = "Unset HF_HUB_OFFLINE, or download the file elsewhere and give its path."
-            return Finding(what, "failure", f"{source} is not here, and HF_HUB_OFFLINE forbids downloads", remedy)
-        return Finding(what, "warning", f"{source} is not here yet", "The next start downloads it.")
+        return _not_here(what, source)
     try:
         path = locate(source, home)
         if not running:

@@ -7,15 +7,16 @@ import os
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from cronsim import CronSim, CronSimError
-from pydantic import Field, SecretStr, field_validator, model_validator
+from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from app.lexical import Language
 from app.messages import Strict
 from app.outline import Chunking
 from app.prompt import Placement
+from app.vllm.settings import VllmSettings
 
 DEMO_MODEL = "demo"
 IMPORT_PATH = "deployments.graph:build"  # of the applications in serve_config.yaml that are MindFu
@@ -46,8 +47,9 @@ class FurtherModel(Strict):
 
 
 class LLMSettings(Strict):
-    """The language model and its engine (llama.cpp)."""
+    """The language model on llama.cpp. With `engine: vllm` it is on vLLM instead: app/vllm/settings.py."""
 
+    engine: Literal["llama_cpp"] = "llama_cpp"
     model: str = DEMO_MODEL  # "demo", a path to a .gguf, or hf://org/repo/file.gguf
     name: str = "mindfu-demo"  # what clients send as `model`
     description: str = ""  # for people who choose a model; empty: what the file says of itself
@@ -132,6 +134,19 @@ class LLMSettings(Strict):
             other |= {"gpu_split"}
         mine = self.model_dump(exclude={"aliases", "models", *other})
         return LLMSettings.model_validate(mine | own | {"name": name})
+
+
+def _engine(given: Any) -> Any:
+    return given.get("engine", "llama_cpp") if isinstance(given, Mapping) else getattr(given, "engine", None)
+
+
+ENGINES: Mapping[str, type[Strict]] = {"llama_cpp": LLMSettings, "vllm": VllmSettings}
+AnyLLMSettings = Annotated[
+    Annotated[LLMSettings, Tag("llama_cpp")] | Annotated[VllmSettings, Tag("vllm")],
+    Discriminator(
+        _engine, custom_error_type="engine", custom_error_message="llm.engine must be llama_cpp, the default, or vllm"
+    ),
+]
 
 
 class EmbeddingSettings(Strict):
@@ -282,7 +297,7 @@ class TrainingSettings(Strict):
 class Settings(Strict):
     """The arguments of `deployments.graph:build`."""
 
-    llm: LLMSettings = LLMSettings()
+    llm: AnyLLMSettings = LLMSettings()
     embedding: EmbeddingSettings = EmbeddingSettings()
     rag: RagSettings = RagSettings()
     documents: DocumentSettings = DocumentSettings()

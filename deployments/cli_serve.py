@@ -22,6 +22,8 @@ from app.errors import Misconfigured
 from app.llama.source import locate
 from app.ports import is_free
 from app.settings import IMPORT_PATH, Secrets, Settings, home
+from app.vllm import source as folders
+from app.vllm.settings import VllmSettings
 from deployments.cli_options import Json
 from deployments.joining import NAMESPACE, environment, hush, noted
 
@@ -91,6 +93,9 @@ def _find_models(config: dict[str, Any]) -> None:
     for application in config["applications"]:
         if application["import_path"] == IMPORT_PATH:
             llm = Settings.model_validate(application.get("args") or {}).llm
+            if isinstance(llm, VllmSettings):
+                folders.locate(llm.model, home())
+                continue
             for source in (llm.model, *(further.model for further in llm.models.values())):
                 locate(source, home())
 

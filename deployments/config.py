@@ -14,13 +14,15 @@ from ray.serve.schema import ServeDeploySchema
 
 from app.errors import Misconfigured
 from app.keys import pepper
-from app.settings import IMPORT_PATH, Secrets, Settings, ToolSettings
+from app.settings import ENGINES, IMPORT_PATH, LLMSettings, Secrets, Settings, ToolSettings
 from app.tools.catalogue import own
 from app.tools.sandbox import shared
+from app.vllm.settings import VllmSettings
 
 DEPLOYMENTS = (
     "Gateway",
     "LlamaCpp",
+    "Vllm",
     "Embedder",
     "Retriever",
     "Reranker",
@@ -86,9 +88,9 @@ def _application_problems(application: Mapping[str, Any], home: Path, where: str
         Settings.model_validate(application.get("args") or {})
     except ValidationError as exc:
         for problem in exc.errors():
-            yield f"{where}.args.{_dotted(problem['loc'])}: {_explained(problem)}"
+            yield f"{where}.args.{_dotted(_written(problem['loc']))}: {_explained(problem)}"
     else:
-        yield from _placement_problems(application, where)
+        yield from _engine_problems(application, where)
         yield from _tool_problems(Settings.model_validate(application.get("args") or {}).tools, home, where)
     for deployment in application.get("deployments") or []:
         name = deployment.get("name")
@@ -102,11 +104,26 @@ def _application_problems(application: Mapping[str, Any], home: Path, where: str
             yield f"{where}.deployments.{name}.num_replicas: must be 1, {SINGLE[name]}"
 
 
-def _placement_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:
-    """Layers on GPUs that the replica is not given, and GPUs that no layer goes to. Ray hides what it does not give."""
+def _engine_problems(application: Mapping[str, Any], where: str) -> Iterator[str]:
+    """A deployment of the engine that is not chosen, and GPUs that the other one is not given, or does not use."""
     llm = Settings.model_validate(application.get("args") or {}).llm
     deployments = {one.get("name"): one for one in application.get("deployments") or []}
-    given = (deployments.get("LlamaCpp", {}).get("ray_actor_options") or {}).get("num_gpus", 0)
+    chosen, other = ("Vllm", "LlamaCpp") if llm.engine == "vllm" else ("LlamaCpp", "Vllm")
+    if other in deployments:
+        yield f"{where}.deployments.{other}: args.llm.engine is {llm.engine}, whose deployment is called {chosen}"
+    given = (deployments.get(chosen, {}).get("ray_actor_options") or {}).get("num_gpus", 0)
+    if isinstance(llm, VllmSettings):
+        if math.ceil(given) != llm.tensor_parallel_size and (given or llm.tensor_parallel_size > 1):
+            yield (
+                f"{where}.deployments.Vllm: num_gpus is {given}, tensor_parallel_size is {llm.tensor_parallel_size}: "
+                "they must be the same, or num_gpus 0 where vLLM is built for CPUs"
+            )
+        return
+    yield from _layer_problems(llm, given, where)
+
+
+def _layer_problems(llm: LLMSettings, given: float, where: str) -> Iterator[str]:
+    """Layers on GPUs that the replica is not given, and GPUs that no layer goes to. Ray hides what it does not give."""
     models = [llm.of(name) for name in (llm.name, *llm.models)]
     if not given and (wanting := next((model for model in models if model.gpu_layers), None)):
         yield (
@@ -137,9 +154,17 @@ def _explained(problem: Any) -> str:
     return "unknown setting" + _suggestion(str(problem["loc"][-1]), fields)
 
 
+def _written(location: tuple[str | int, ...]) -> tuple[str | int, ...]:
+    """A place in the settings as people write it: without the engine, which pydantic puts behind `llm`."""
+    return (location[0], *location[2:]) if location[:1] == ("llm",) else location
+
+
 def _model_at(model: type[BaseModel], path: tuple[str | int, ...]) -> type[BaseModel]:
     steps = iter(path)
     for step in steps:
+        if step == "llm":
+            model = ENGINES[str(next(steps))]
+            continue
         annotation = model.model_fields[str(step)].annotation
         if typing.get_origin(annotation) is dict:  # of models by name
             annotation = typing.get_args(annotation)[1]

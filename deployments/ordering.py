@@ -10,7 +10,8 @@ from app import params
 from app.errors import Conflict
 from app.llama.source import locate
 from app.runs import Parameters, StageName
-from app.settings import DEMO_MODEL, LLMSettings, params_file
+from app.settings import DEMO_MODEL, AnyLLMSettings, LLMSettings, params_file
+from app.vllm import source as folders
 
 NEEDED = ("peft", "trl", "mlflow")  # of the extra `train`
 
@@ -23,14 +24,18 @@ def require_training() -> None:
         raise Conflict(message)
 
 
-def parameters_for(model: str, llm: LLMSettings, home: Path) -> Parameters:
+def parameters_for(model: str, llm: AnyLLMSettings, home: Path) -> Parameters:
     """The stages' parameters, to tune a served model. Raises Misconfigured where params.yaml cannot be read.
 
-    params.yaml says which model it is for, `publish.model`. Another one's base is the file that serves it.
+    params.yaml says which model it is for, `publish.model`. Another one's base is the file or folder that serves it.
     """
     told = params.read(params_file())
     if told.get("publish", {}).get("model") == model and "base" in told.get("tune", {}):
         return told
+    if not isinstance(llm, LLMSettings):  # what it is evaluated with is a GGUF, which params.yaml names
+        return params.changed(
+            told, {"tune": {"base": str(folders.locate(llm.model, home))}, "publish": {"model": model}}
+        )
     source = llm.of(model).model
     file = source if source == DEMO_MODEL else str(locate(source, home))
     served: Mapping[StageName, Mapping[str, object]] = {
