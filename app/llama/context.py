@@ -16,7 +16,8 @@ from numpy.typing import NDArray
 
 from app.errors import EngineFailed, Misconfigured
 from app.llama.adapters import Adapter
-from app.llama.model import Model, Tokens, library
+from app.llama.model import Model, library
+from app.llama.vocabulary import Tokens
 from app.settings import CacheType
 
 NO_ROOM = 1  # llama_decode: no free cells for the batch, nothing was changed

@@ -6,6 +6,7 @@ from collections.abc import AsyncGenerator, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
+from app.deltas import Stream, seeded
 from app.errors import ContextTooLong, InvalidRequest, Misconfigured
 from app.llama import memory
 from app.llama.adapters import Adapter, Adapters
@@ -13,7 +14,7 @@ from app.llama.admission import Admission
 from app.llama.answer import Answer
 from app.llama.constraint import constraint
 from app.llama.context import Context, Storage
-from app.llama.job import Request, Stream, seeded
+from app.llama.job import Request
 from app.llama.model import Model
 from app.llama.prefix import PrefixCache
 from app.llama.sampling import Sampler

@@ -1,50 +1,21 @@
-"""Requests and their answers in the making, and the way of pieces from the step loop's thread to who waits for them."""
+"""Requests and their answers in the making, as the step loop works on them."""
 
-import asyncio
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 
+from app.deltas import Stream, joined
 from app.llama.adapters import Adapter
 from app.llama.answer import Answer, Piece
-from app.llama.model import Tokens
 from app.llama.prefix import Holding
 from app.llama.sampling import Sampler
 from app.llama.speculation import Luck
-from app.messages import Delta, Done, End, FinishReason, Sampling, Timings, TokenLogprob, ToolCallDelta, Usage
+from app.llama.vocabulary import Tokens
+from app.messages import Delta, Done, End, FinishReason, Timings, TokenLogprob, Usage
 
-Item = Delta | Done | Exception
 NOTHING = np.zeros(0, np.int32)
-SEED_STEP = 0x9E3779B1  # between the seeds of a request's answers: odd, so that they are all different
-SEEDS = 2**32 - 1  # llama.cpp's, of which the largest number is none
-
-
-class Stream:
-    """From one thread to one asyncio task. A reader that is slow finds joined deltas, not a long queue."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.loop = loop
-        self._items: list[Item] = []
-        self._filled = asyncio.Event()
-
-    def put(self, item: Item) -> None:
-        """Append an item. Runs in the loop's thread."""
-        last = self._items[-1] if self._items else None
-        joint = joined(last, item) if isinstance(last, Delta) and isinstance(item, Delta) else None
-        if joint:
-            self._items[-1] = joint
-        else:
-            self._items.append(item)
-        self._filled.set()
-
-    async def take(self) -> list[Item]:
-        """All that is there, at least one item."""
-        await self._filled.wait()
-        self._filled.clear()
-        items, self._items = self._items, []
-        return items
 
 
 @dataclass(eq=False, slots=True)
@@ -205,33 +176,3 @@ def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
         shares[job] = shares.get(job, 0) + more
         budget -= more
     return [(job, share) for job, share in shares.items() if share]
-
-
-def joined(first: Delta, second: Delta) -> Delta | None:
-    """Two pieces of one answer as one, where thoughts stay before text, and text before calls; else None."""
-    if first.choice != second.choice:
-        return None
-    if (first.text and second.reasoning) or (first.tool_calls and (second.reasoning or second.text)):
-        return None
-    return Delta(
-        first.text + second.text,
-        first.tokens + second.tokens,
-        first.choice,
-        first.reasoning + second.reasoning,
-        _joined_calls(first.tool_calls, second.tool_calls),
-        first.logprobs + second.logprobs,
-    )
-
-
-def _joined_calls(first: tuple[ToolCallDelta, ...], second: tuple[ToolCallDelta, ...]) -> tuple[ToolCallDelta, ...]:
-    if not (first and second) or first[-1].index != second[0].index:
-        return first + second
-    middle = replace(first[-1], arguments=first[-1].arguments + second[0].arguments)
-    return (*first[:-1], middle, *second[1:])
-
-
-def seeded(sampling: Sampling, choice: int) -> Sampling:
-    """The sampling of one of several answers: their seeds follow from the request's."""
-    if sampling.seed is None or not choice:
-        return sampling
-    return sampling.model_copy(update={"seed": (sampling.seed + choice * SEED_STEP) % SEEDS})

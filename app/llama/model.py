@@ -12,13 +12,12 @@ from pathlib import Path
 
 import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 import numpy as np
-from numpy.typing import NDArray
 
 from app.errors import Misconfigured
 from app.llama import devices
+from app.llama.vocabulary import Tokens
 from app.settings import LLMSettings
 
-Tokens = NDArray[np.int32]
 log = logging.getLogger(__name__)
 ERROR = 4  # GGML_LOG_LEVEL_ERROR
 SPACE_PREFIX = "tokenizer.ggml.add_space_prefix"

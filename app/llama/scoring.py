@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from app.errors import ContextTooLong, EngineFailed
 from app.llama.adapters import Adapter
 from app.llama.context import Context, Storage
-from app.llama.model import Model, Tokens
+from app.llama.model import Model
+from app.llama.vocabulary import Tokens
 from app.settings import LLMSettings
 
 ROWS = 64  # tokens of one pass; each takes vocabulary × 4 bytes of logits

@@ -17,11 +17,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from app.deltas import Item, Stream
 from app.errors import EngineFailed, Overloaded, Unavailable
 from app.llama.adapters import Adapter
 from app.llama.admission import Admission
 from app.llama.context import NO_ROOM, Context
-from app.llama.job import Item, Job, Request, Stream, share_prefill
+from app.llama.job import Job, Request, share_prefill
 from app.llama.model import Model
 from app.llama.pace import FEWEST_ROWS, Pace
 from app.llama.prefix import PrefixCache

@@ -11,10 +11,10 @@ import numpy as np
 
 from app.errors import InvalidRequest
 from app.llama.constraint import leaves_no_thoughts
-from app.llama.model import Model, Tokens
 from app.llama.syntax import Syntax
 from app.llama.template import ChatTemplate
 from app.llama.untrusted import Segment
+from app.llama.vocabulary import Tokens, Vocabulary
 from app.messages import Generate
 
 
@@ -28,7 +28,7 @@ class Prompt(NamedTuple):
 class Tokenizer:
     """Turns a request into the tokens of its prompt. Shared by threads."""
 
-    def __init__(self, model: Model) -> None:
+    def __init__(self, model: Vocabulary) -> None:
         self._model = model
         self._bos, self._bos_text = model.bos(), model.name(model.bos())
         self._adds_bos, self._adds_space = model.adds_bos(), model.adds_space()

@@ -11,16 +11,18 @@ import numpy as np
 import pytest
 from gguf_factory import chain_model, random_model, vocabulary
 
+from app.deltas import Item, Stream
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, Misconfigured, Overloaded
 from app.llama.admission import Admission
 from app.llama.answer import Answer
 from app.llama.context import Context
 from app.llama.engine import Engine, default_threads
-from app.llama.job import Item, Request, Stream
-from app.llama.model import Model, Tokens
+from app.llama.job import Request
+from app.llama.model import Model
 from app.llama.prefix import PrefixCache
 from app.llama.sampling import Sampler
 from app.llama.steps import Limits, StepLoop
+from app.llama.vocabulary import Tokens
 from app.messages import Delta, Done, Generate, Message, Sampling
 from app.settings import LLMSettings
 

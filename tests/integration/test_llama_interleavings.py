@@ -22,8 +22,9 @@ from app.llama.adapters import Adapter
 from app.llama.answer import Answer
 from app.llama.context import Context
 from app.llama.engine import Engine
-from app.llama.model import Model, Tokens
+from app.llama.model import Model
 from app.llama.tokenizer import Tokenizer
+from app.llama.vocabulary import Tokens
 from app.messages import Sampling
 
 pytestmark = pytest.mark.integration

@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 import pytest
 
+from app.deltas import Stream, joined, seeded
 from app.llama.answer import Answer
-from app.llama.job import Job, Request, Stream, joined, seeded, share_prefill
+from app.llama.job import Job, Request, share_prefill
 from app.messages import Delta, Sampling, ToolCallDelta
 
 
