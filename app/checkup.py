@@ -25,6 +25,7 @@ from app.errors import MindFuError, Misconfigured
 from app.llama import memory
 from app.llama.probe import probe
 from app.llama.source import DEMO_FILE, locate, present
+from app.messages import WELL
 from app.ports import is_free
 from app.postgres import AWAY
 from app.postgres_home import PostgresHome, binaries
@@ -145,7 +146,7 @@ def server(host: str, port: int) -> tuple[Finding, ...]:
     running = Finding(
         "port", "ok", f"{port} on {host}: MindFu {health.version} answers, its model is {health.model_key}"
     )
-    wrong = [(part, state) for part, state in health.parts.items() if state != "ok"]
+    wrong = [(part, state) for part, state in health.parts.items() if state not in WELL]
     remedy = f"Its log is serve.log in the home folder; `curl {url}/health` shows when it is well again."
     return (running, *(Finding(f"server: {part}", "failure", state, remedy) for part, state in wrong))
 

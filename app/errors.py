@@ -21,6 +21,7 @@
     ├── RateLimited             429  the key has done what it may; likewise
     ├── EngineFailed            500  the engine broke while answering: our fault
     ├── Unavailable             503  a part that we need is away; comes with a time to wait
+    │   └── Starting            503  it has no replica yet; comes with how far it is
     └── Misconfigured           500  start-up refuses, naming the setting and the remedy
 
 The status number is the only HTTP fact outside the gateway. `__init__` arguments are always the same positional
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from app.limits import Standing
 
 
+STARTING_RETRY_S = 10.0  # what is asked for again is held again, so that soon is soon enough
+
+
 class MindFuError(Exception):
     """An error with a message for the person who called."""
 
@@ -40,6 +44,7 @@ class MindFuError(Exception):
     code: ClassVar[str] = "internal_error"
     param: str | None = None
     retry_after_s: float | None = None
+    progress: dict[str, str | float] | None = None  # of what is waited for; stands beside `error` in the body
 
 
 class InvalidRequest(MindFuError):
@@ -298,6 +303,28 @@ class Unavailable(MindFuError):
 
     def __str__(self) -> str:
         return f"The {self.part} is not available: {self.reason}. Retry in {self.retry_after_s:.0f} s."
+
+
+class Starting(Unavailable):
+    """A part has no replica yet. stage: how far it is; waited_s: how long the request was held.
+
+    trouble: why its replicas do not start, empty if they do.
+    """
+
+    code = "starting"
+
+    def __init__(self, part: str, stage: str, waited_s: float, trouble: str) -> None:
+        super().__init__(part, stage, STARTING_RETRY_S)
+        self.args = (part, stage, waited_s, trouble)
+        self.stage, self.waited_s, self.trouble = stage, waited_s, trouble
+        self.progress = {"part": part, "stage": stage, "waited_s": round(waited_s, 1)}
+
+    def __str__(self) -> str:
+        trouble = " Its replicas fail to start: GET /health says why." if self.trouble else ""
+        return (
+            f"The {self.part} is being started: {self.stage}.{trouble} "
+            f"This request was held for {self.waited_s:.0f} s. Retry in {self.retry_after_s:.0f} s."
+        )
 
 
 class Misconfigured(MindFuError):

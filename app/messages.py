@@ -7,7 +7,7 @@ A change that an old replica could misread raises `CONTRACT`.
 
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,6 +15,7 @@ CONTRACT: Literal[1] = 1
 
 Role = Literal["system", "user", "assistant", "tool"]
 FinishReason = Literal["stop", "length", "tool_calls"]
+WELL = frozenset({"ok", "asleep", "starting"})  # states of a part, by GET /health, that call for nobody
 JsonSchema = dict[str, Any]
 Metadata = dict[str, str | int | float | bool | None]  # flat, of at most 16 kB as JSON
 
@@ -219,6 +220,12 @@ class ModelCard(Strict):
     description: str  # as the model's own metadata say
     loaded: bool = True
     adapters: tuple[str, ...] = ()
+
+    @classmethod
+    def unseen(cls, name: str, window: int) -> Self:
+        """Of a model that was never loaded: what settings say of it."""
+        told = "not loaded yet"
+        return cls(name=name, window=window, parameters=None, file_bytes=None, description=told, loaded=False)
 
 
 class ModelFile(Strict):

@@ -255,6 +255,7 @@ class GatewaySettings(Strict):
 
     max_body_bytes: int = Field(8 * 2**20, ge=1024)  # of a JSON request; uploads have documents.max_bytes
     answer_timeout_s: float = Field(600.0, gt=0)  # of one answer, queueing included
+    wake_wait_s: float = Field(50.0, gt=0)  # for a model without a replica, then a 503; balancers hang up after 60
     cors_origins: tuple[str, ...] = ()  # web pages that may call, like https://chat.example.org
     log_texts: bool = False  # the log says what was asked and answered, beside who, when and how long
 

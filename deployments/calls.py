@@ -17,23 +17,29 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from app.errors import MindFuError, Overloaded, Unavailable
+from deployments.waking import Sleeper
 
 FOREIGN = (RayError, RayServeException, RpcError)  # RpcError: handles speak gRPC where Serve is set up for throughput
 AWAY = (RayActorError, DeploymentUnavailableError, ReplicaUnavailableError, RpcError)
 
 
-async def call(part: str, handle: DeploymentHandle, method: str, *args: object) -> Any:
-    """One answer of `handle.method(*args)`. part: what people call it, for the error message."""
+async def call(part: str, callee: DeploymentHandle | Sleeper, method: str, *args: object) -> Any:
+    """One answer of `callee.method(*args)`. part: what people call it, for the error message."""
     try:
-        return await getattr(handle, method).remote(*args)
+        if isinstance(callee, Sleeper):
+            return await callee.first(getattr(callee.handle, method).remote(*args))
+        return await getattr(callee, method).remote(*args)
     except FOREIGN as exc:
         raise translated(part, exc) from exc
 
 
-async def stream(part: str, handle: DeploymentHandle, method: str, *args: object) -> AsyncGenerator[Any]:
-    """The items of the generator `handle.method(*args)`. Closing this closes that one, wherever it is."""
+async def stream(part: str, callee: DeploymentHandle | Sleeper, method: str, *args: object) -> AsyncGenerator[Any]:
+    """The items of the generator `callee.method(*args)`. Closing this closes that one, wherever it is."""
+    handle = callee.handle if isinstance(callee, Sleeper) else callee
     items = getattr(handle.options(stream=True), method).remote(*args)
     try:
+        if isinstance(callee, Sleeper) and (first := await callee.first(anext(items, None))) is not None:
+            yield first
         async for item in items:
             yield item
     except FOREIGN as exc:

@@ -16,7 +16,9 @@ from fastapi import FastAPI, Security
 from fastapi.middleware.cors import CORSMiddleware
 from fastapi.security import HTTPBearer
 from ray import serve
+from ray.exceptions import RayError
 from ray.serve.context import _get_global_client
+from ray.serve.exceptions import RayServeException
 from ray.serve.handle import DeploymentHandle
 
 from app.conversations import Conversations
@@ -27,15 +29,16 @@ from app.following import Follower
 from app.forgetting import Forgetting
 from app.keyring import Keyring
 from app.limits import Limiter
-from app.messages import Generate, ModelCard
+from app.messages import WELL, Generate, ModelCard, ModelFile
 from app.recorder import Recorder
 from app.registry import Registry
 from app.responses import Responses
 from app.runs import Runs
 from app.sessions import Sessions
-from app.settings import Secrets, Settings
+from app.settings import LLMSettings, Secrets, Settings
 from app.shelves import Shelves
 from app.trials import Trials
+from app.vllm.settings import VllmSettings
 from app.watching import Watch
 from deployments.answering import Answering
 from deployments.calls import call
@@ -61,8 +64,10 @@ from deployments.routes import (
 )
 from deployments.shadowing import Shadows
 from deployments.tooling import Tooling
+from deployments.waking import Look, Sleeper, Standing, of_serve
 
 HEALTH_TIMEOUT_S = 5.0
+UNLOADED = {"loaded": False, "adapters": ()}
 log = logging.getLogger(__name__)
 
 
@@ -77,6 +82,7 @@ class Gateway:
     shelves: Shelves
     feedback: FeedbackStore
     cards: dict[str, ModelCard]  # by name, the main one first
+    _files: tuple[ModelFile, ...]  # in the same order
     registry: Registry
     follower: Follower
     runs: Runs
@@ -98,8 +104,10 @@ class Gateway:
         home: Path,
         tools: DeploymentHandle | None = None,
         trainer: DeploymentHandle | None = None,
+        look: Look = of_serve,
     ) -> None:
-        self.llm, self.embedder, self.retriever, self.librarian = llm, embedder, retriever, librarian
+        self.llm = Sleeper(llm, "language model", settings.gateway.wake_wait_s, look, greet=self._refresh)
+        self.embedder, self.retriever, self.librarian = embedder, retriever, librarian
         self.settings, self.home, self.secrets = settings, home, Secrets.from_env()
         self.tools, self.tooling = tools, Tooling(tools, settings.tools, settings.rag)
         self.trainer = trainer
@@ -161,34 +169,52 @@ class Gateway:
         return served if served in self.cards else served.rpartition(":")[0]
 
     async def look(self) -> None:
-        """See which models are loaded. While the engine does not answer, what was seen last stands."""
+        """See which models are loaded. While the engine does not answer or is let sleep, what was seen last stands."""
         with suppress(TimeoutError, MindFuError):
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                await self._refresh()
+                standing = await self._standing()
+                if not standing.running and standing.sleeps:
+                    self.cards = {name: card.model_copy(update=UNLOADED) for name, card in self.cards.items()}
+                elif self._may_ask(standing):
+                    await self._refresh()
+
+    async def _standing(self) -> Standing:
+        """Of the language model. Where Serve's controller says nothing, it is taken for one that is always there."""
+        try:
+            return await self.llm.standing()
+        except (TimeoutError, RayError, RayServeException) as error:
+            log.warning("Serve does not say how many replicas there are: %s", error)
+            return Standing(running=1)
+
+    def _may_ask(self, standing: Standing) -> bool:
+        """Whether the engine may be asked what nobody needs: one that may sleep, only while people ask it, too."""
+        return not standing.sleeps or bool(standing.running and self.llm.asked)
+
+    async def files(self) -> tuple[ModelFile, ...]:
+        """Where the models come from. Of one that may sleep what was seen last; at first, what settings say."""
+        if self._may_ask(await self._standing()):
+            self._files = await call("language model", self.llm.handle, "files")
+        return self._files
 
     async def _refresh(self) -> None:
-        cards: tuple[ModelCard, ...] = await call("language model", self.llm, "cards")
+        cards: tuple[ModelCard, ...] = await call("language model", self.llm.handle, "cards")
         self.cards = {card.name: card for card in cards}
 
     async def health(self) -> dict[str, Any]:
         """The state of every part, and `degraded` as soon as one of them does not answer."""
         handles = (
-            {
-                "llm": self.llm,
-                "embedder": self.embedder,
-                "retriever": self.retriever,
-                "librarian": self.librarian,
-            }
+            {"embedder": self.embedder, "retriever": self.retriever, "librarian": self.librarian}
             | ({"tools": self.tools} if self.tools else {})
             | ({"trainer": self.trainer} if self.trainer else {})
         )
-        states = await asyncio.gather(*(self._state(part, handle) for part, handle in handles.items()))
-        parts = dict(zip(handles, states, strict=True))
-        parts["postgres"] = await self.recorder.state()
-        away = ", ".join(f"{part}: {state}" for part, state in parts.items() if state != "ok")
+        (llm, stage), *states = await asyncio.gather(
+            self._llm_state(), *(self._state(part, handle) for part, handle in handles.items())
+        )
+        parts = {"llm": llm, **dict(zip(handles, states, strict=True)), "postgres": await self.recorder.state()}
+        away = ", ".join(f"{part}: {state}" for part, state in parts.items() if state not in WELL)
         return {
             "status": "degraded" if away else "ok",
-            "message": away or "every part answers",
+            "message": away or stage or "every part answers",
             "model_key": self.current,
             "model": self.cards[self.settings.llm.name].model_dump(),
             "parts": parts,
@@ -198,20 +224,28 @@ class Gateway:
         }
 
     async def readings(self) -> bytes:
-        """The Prometheus page. Without a part's gauges while it does not answer: `engine_up` says so."""
+        """The Prometheus page. Without a part's gauges while it does not answer: `engine_up` says so. One that may
+        sleep is not asked for them while nobody else asks it: each replica publishes them through Ray all the same.
+        """
+        standing = await self._standing()
         engine, librarian, adapters, training = await asyncio.gather(
-            self._stats("language model", self.llm),
+            self._engine_stats(standing),
             self._stats("librarian", self.librarian),
             self._adapters(),
             self._training(),
         )
         readings = {f"engine_{name}": value for name, value in engine.items()}
         readings |= {f"librarian_{name}": value for name, value in librarian.items()}
-        readings |= {"engine_up": float(bool(engine)), "spooled_turns": self.recorder.pending()}
+        up = bool(engine) or (standing.sleeps and not standing.trouble and not self._may_ask(standing))
+        readings |= {"engine_up": float(up), "spooled_turns": self.recorder.pending()}
+        readings |= {"engine_replicas": standing.running, "engine_replicas_starting": standing.starting}
         readings |= {"training_running": float(training is not None)}
         if training and training.get("total"):
             readings["training_stage_done"] = training["done"] / training["total"]  # of the stage that runs
         return self.metrics.page(readings, adapters)
+
+    async def _engine_stats(self, standing: Standing) -> dict[str, float]:
+        return await self._stats("language model", self.llm.handle) if self._may_ask(standing) else {}
 
     async def _stats(self, part: str, handle: DeploymentHandle) -> dict[str, float]:
         with suppress(TimeoutError, MindFuError):
@@ -237,6 +271,16 @@ class Gateway:
                 return {"run": run.id, "stage": None, **told, "gpus_lent": run.result.get("gpus_lent", False)}
         return None
 
+    async def _llm_state(self) -> tuple[str, str]:
+        """`ok`, `asleep`, `starting`, or what is wrong; and for people how far it is, empty where it answers."""
+        standing = await self._standing()
+        if self._may_ask(standing):
+            return await self._state("llm", self.llm.handle), ""
+        if standing.trouble:
+            return standing.trouble, ""
+        stage = "asleep, and woken by the next request" if standing.state == "asleep" else standing.stage
+        return standing.state, "" if standing.running else f"the language model is {stage}"
+
     async def _state(self, part: str, handle: DeploymentHandle) -> str:
         try:
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
@@ -256,7 +300,11 @@ class Gateway:
     async def open(self, host: str) -> AsyncIterator[None]:
         """Connected to the stores. host: the address that is listened on. Raises Misconfigured, Unavailable."""
         require_key_beyond_loopback(host, self.secrets, self.home)
-        await self._refresh()
+        models = [self.settings.llm.of(name) for name in (self.settings.llm.name, *self.settings.llm.models)]
+        self.cards = {one.name: ModelCard.unseen(one.name, one.window) for one in models}
+        self._files = tuple(map(_file, models))
+        if self._may_ask(await self._standing()):
+            await self._refresh()
         self.embedder_name, self.embedder_dimension = await call("embedder", self.embedder, "card")
         postgres_url = self.secrets.postgres_url
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
@@ -356,3 +404,18 @@ class Gateway:
         for group in groups:
             app.include_router(group.routes(self))
         return app
+
+
+def _file(settings: LLMSettings | VllmSettings) -> ModelFile:
+    """Of a model without a replica, and so without a machine to look at."""
+    return ModelFile(
+        name=settings.name,
+        source=settings.model,
+        file=Path(settings.model).name,
+        exists=False,
+        size=None,
+        memory=None,
+        layers=settings.gpu_layers,
+        description=settings.description,
+        recommended=settings.recommended,
+    )

@@ -250,9 +250,7 @@ class LlamaCpp:
         engine = self.shelf.warm().get(name)
         if engine:
             self._cards[name] = engine.card()
-        unknown = ModelCard(
-            name=name, window=self._of[name].window, parameters=None, file_bytes=None, description="not loaded yet"
-        )
+        unknown = ModelCard.unseen(name, self._of[name].window)
         held = {"loaded": bool(engine), "adapters": engine.adapters() if engine else ()}
         return self._cards.get(name, unknown).model_copy(update=held)
 

@@ -30,6 +30,7 @@ from deployments.librarian import Librarian
 from deployments.retriever import Retriever
 from deployments.tools import Tools
 from deployments.vector_store import VectorStore
+from deployments.waking import Look, Standing
 
 MODEL, WINDOW, DIMENSION = "mindfu-demo", 2048, 64
 
@@ -168,11 +169,18 @@ class Whole:
         return (await keys.create(tenant, scopes or ("chat", "documents"), limits=limits))[1]
 
 
+async def awake(_: object) -> Standing:
+    """One replica, always."""
+    return Standing(running=1)
+
+
 @asynccontextmanager
-async def whole(home: Path, settings: Settings | None = None, llm: object | None = None) -> AsyncIterator[Whole]:
+async def whole(
+    home: Path, settings: Settings | None = None, llm: object | None = None, look: Look = awake
+) -> AsyncIterator[Whole]:
     """A gateway over the stores of `home`. Its PostgreSQL is the one of the environment, else an embedded one.
 
-    llm: the model's part; None for a stand-in.
+    llm: the model's part; None for a stand-in. look: tells how many replicas it has.
     """
     settings = settings or Settings()
     store = VectorStore(home)
@@ -181,7 +189,7 @@ async def whole(home: Path, settings: Settings | None = None, llm: object | None
     librarian = Librarian(retriever, settings.documents, home)
     parts: list[Any] = [Local(part) for part in (llm or Echo(), embedder, retriever, librarian)]
     tools = Tools(retriever, settings.tools, settings.rag, home) if settings.tools.enabled else None
-    gateway = Gateway(*parts, settings, home, Local(tools) if tools else None)  # type: ignore[arg-type]
+    gateway = Gateway(*parts, settings, home, Local(tools) if tools else None, look=look)  # type: ignore[arg-type]
     try:
         async with gateway.open("127.0.0.1"):
             yield Whole(gateway, home)

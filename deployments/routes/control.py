@@ -33,7 +33,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     async def models() -> Json:
         """What may be switched to, and what of it exists."""
         await gateway.look()
-        files: tuple[ModelFile, ...] = await call(ENGINE, gateway.llm, "files")
+        files = await gateway.files()
         trainings: dict[str, Training] = {}
         with suppress(Unavailable):  # what is only told
             trainings = await gateway.recorder.read(gateway.registry.trainings())

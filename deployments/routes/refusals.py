@@ -21,14 +21,17 @@ def register(app: FastAPI) -> None:
 
 
 def render(exc: MindFuError, path: str, request_id: str, status: int | None = None) -> JSONResponse:
-    """The error object of the dialect that a path speaks, with Retry-After where waiting helps."""
+    """The error object of the dialect that a path speaks, with Retry-After where waiting helps, and how far what is
+    waited for is.
+    """
     headers = {"retry-after": str(max(1, round(exc.retry_after_s)))} if exc.retry_after_s else {}
     if exc.status == HTTPStatus.UNAUTHORIZED:
         headers["www-authenticate"] = "Bearer"  # RFC 9110, 15.5.2
+    progress = {"progress": exc.progress} if exc.progress else {}
     if path.startswith("/v1/messages"):
         headers["request-id"] = request_id
-        return JSONResponse(anthropic.error(exc, request_id), status or anthropic.status(exc), headers)
-    return JSONResponse(openai.error(exc), status or exc.status, headers)
+        return JSONResponse(anthropic.error(exc, request_id) | progress, status or anthropic.status(exc), headers)
+    return JSONResponse(openai.error(exc) | progress, status or exc.status, headers)
 
 
 def _answer(request: Request, exc: MindFuError, status: int | None = None) -> JSONResponse:

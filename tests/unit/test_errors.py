@@ -25,6 +25,7 @@ EXAMPLES: list[MindFuError] = [
     errors.UnsupportedMedia("a.exe", "a Windows program", ("PDF",)),
     errors.UnreadableDocument("a.pdf", "it is encrypted"),
     errors.Overloaded(64, 64, 3.0),
+    errors.Starting("language model", "waiting for a node for 41 s", 50.0, ""),
     errors.RateLimited("requests per minute", 60, 60, 12.0),
     errors.ScopeMissing("train", ("chat", "documents")),
     errors.EngineFailed("decode returned -1"),
