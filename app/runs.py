@@ -37,7 +37,7 @@ StageName = Literal["export", "convert", "validate", "split", "tune", "evaluate"
 ENDED: tuple[State, ...] = ("succeeded", "failed", "cancelled")
 BEAT_S = 2.0
 LIVE_S = 30.0  # without a word for so long it is taken for dead
-MOST_ATTEMPTS = 5  # then the run is what kills its processes
+MOST_ATTEMPTS = 5  # by processes that died; then the run is what kills them
 SQL = queries("runs.sql")
 
 Facts = dict[str, JsonValue]
@@ -88,6 +88,7 @@ class Run(Strict):
     state: State
     cancelling: bool
     attempt: int
+    unstarted: int  # attempts for which no process could be started
     seen_at: datetime | None  # the last word of the process that works on it
     progress: Progress | None
     result: Facts
@@ -96,6 +97,11 @@ class Run(Strict):
     created_at: datetime
     started_at: datetime | None
     finished_at: datetime | None
+
+    @property
+    def begun(self) -> int:
+        """How many processes were started to work on it."""
+        return self.attempt - self.unstarted
 
 
 class StageRun(Strict):
@@ -185,9 +191,13 @@ class Runs:
             return "lost"
         return "cancel" if row["cancelling"] else "go on"
 
-    async def lose(self, run: Run) -> None:
-        """Say that the process which worked on it is gone, so that the next `claim` need not wait."""
-        await self._row("lose", run.id, run.attempt)
+    async def lose(self, run: Run) -> bool:
+        """Say that the process which worked on it is gone, so that the next `claim` need not wait. False: it ended."""
+        return await self._row("lose", run.id, run.attempt) is not None
+
+    async def unstart(self, run: Run) -> None:
+        """Queue it again, in its old place: no process could be started, which is not its fault."""
+        await self._row("unstart", run.id, run.attempt)
 
     async def finish(
         self,

@@ -22,8 +22,14 @@ update runs set seen_at = now(), progress = coalesce($3, progress)
 where id = $1 and attempt = $2 and state = 'running'
 returning cancelling
 
--- lose: say that the process which worked on it is gone
-update runs set seen_at = 'epoch' where id = $1 and attempt = $2 and state = 'running'
+-- lose: say that the process which worked on it is gone; no row where it ended before
+update runs set seen_at = 'epoch' where id = $1 and attempt = $2 and state = 'running' returning id
+
+-- unstart: give an attempt back for which no process could be started
+update runs set
+    state = 'queued', unstarted = unstarted + 1, seen_at = null,
+    started_at = case when attempt - unstarted > 1 then started_at end
+where id = $1 and attempt = $2 and state = 'running'
 
 -- running: what is worked on
 select * from runs where state = 'running' order by number limit 1

@@ -48,6 +48,10 @@ class RayJobs:
             return "unknown"
         return "alive" if status in {JobStatus.PENDING, JobStatus.RUNNING} else "gone"
 
+    async def ending(self, run: Run) -> str:
+        """What Ray says of it."""
+        return str((await self._ask("get_job_info", _name(run))).message)
+
     async def stop(self, run: Run) -> None:
         """End the attempt's job: SIGTERM, and SIGKILL where that is not enough."""
         await self._ask("stop_job", _name(run))

@@ -32,6 +32,9 @@ class Launcher(Protocol):
     async def state(self, run: Run) -> Alive:
         """Of the attempt's process. unknown: somebody else's."""
 
+    async def ending(self, run: Run) -> str:
+        """How the attempt's process, which is gone, ended: for people."""
+
     async def stop(self, run: Run) -> None:
         """Kill the attempt's process, which does not listen."""
 
@@ -52,24 +55,31 @@ class Queue:
                     await self._launcher.stop(running)
                 return running
             if state == "gone":
-                await self._runs.lose(running)
+                ending = await self._launcher.ending(running)
+                if await self._runs.lose(running):
+                    await self._runs.note(running, f"The process that worked on it is gone: {ending}", level="warn")
         run = await self._runs.claim(self._live_s)
         if run is None:
             return running
         if run.cancelling:
             await self._runs.finish(run, "cancelled")
             return None
-        if run.attempt > MOST_ATTEMPTS:
+        if run.begun > MOST_ATTEMPTS:
             problem = f"The process that works on it ended {MOST_ATTEMPTS} times without a word. See its logs."
             await self._runs.finish(run, "failed", error=problem, code="killed")
             return None
         try:
             await self._launcher.start(run)
         except MindFuError as error:
-            await self._runs.note(run, f"It cannot be started: {error}", level="warn")
-            await self._runs.lose(run)
+            await self._tell(run, f"It cannot be started yet: {error}")
+            await self._runs.unstart(run)
             raise
         return run
+
+    async def _tell(self, run: Run, text: str) -> None:
+        """Once, however often it is so."""
+        if text not in {event.text for event in await self._runs.events(run.id, limit=1)}:
+            await self._runs.note(run, text, level="warn")
 
 
 class Children:
@@ -94,6 +104,13 @@ class Children:
         if self._child is None or self._child[:2] != (run.id, run.attempt):
             return "unknown"
         return "alive" if self._child[2].poll() is None else "gone"
+
+    async def ending(self, run: Run) -> str:
+        """Its exit status, or the signal that killed it."""
+        if self._child is None or self._child[:2] != (run.id, run.attempt):
+            return "nothing is known of it"
+        status = self._child[2].poll()
+        return f"killed by signal {-status}" if status is not None and status < 0 else f"exit status {status}"
 
     async def stop(self, run: Run) -> None:
         """Kill the attempt's process."""

@@ -201,7 +201,7 @@ def work(desk: Desk, run: Run) -> int:
 def _stages(desk: Desk, run: Run) -> dict[str, JsonValue]:
     """The steps of a run. Returns what came of it."""
     order = run.order
-    if run.attempt > 1:
+    if run.begun > 1:
         _say(desk, run, f"Attempt {run.attempt}: it goes on where the one before ended.")
     pipeline.check(order)
     uploads = _uploads(desk, run)

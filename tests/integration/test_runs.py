@@ -126,6 +126,9 @@ class Processes:
     async def state(self, run: Run) -> Alive:
         return self.how
 
+    async def ending(self, run: Run) -> str:
+        return "killed by signal 9"
+
     async def stop(self, run: Run) -> None:
         self.stopped.append(run)
 
@@ -144,20 +147,29 @@ async def test_the_queue_begins_a_run_anew_when_its_process_is_gone(runs: Runs):
     assert [run.attempt for run in processes.started] == [*range(1, MOST_ATTEMPTS + 1)]
     run = (await runs.list("default"))[0]
     assert (run.state, run.error_code) == ("failed", "killed")
+    assert (await runs.events(run.id))[0].text == "The process that worked on it is gone: killed by signal 9"
 
 
-async def test_a_run_that_cannot_be_started_is_tried_again(runs: Runs):
-    """And says why it was not, while whoever works on the queue hears of it."""
+async def test_a_run_that_cannot_be_started_waits_and_is_none_the_worse(runs: Runs):
+    """However often: it keeps its place, says why once, and has all its attempts left when it can be."""
     run = await runs.add("default", Order(), "http")
+    await runs.add("default", Order(), "http")
     processes = Processes()
     queue = Queue(runs, processes)
     processes.refuses = True
-    with pytest.raises(Unavailable):
-        await queue.once()
+    for _ in range(MOST_ATTEMPTS + 1):
+        with pytest.raises(Unavailable):
+            await queue.once()
+    waiting = await runs.get(None, run.id)
+    assert (waiting.state, waiting.begun, waiting.started_at) == ("queued", 0, None)
+    [event] = await runs.events(run.id)
+    assert "It cannot be started yet: The job server is not available" in event.text
     processes.refuses, processes.how = False, "gone"
-    assert await queue.once()
-    assert [started.attempt for started in processes.started] == [2]
-    assert "It cannot be started: The job server is not available" in (await runs.events(run.id))[0].text
+    for _ in range(MOST_ATTEMPTS):
+        assert await queue.once()
+    assert [(started.id, started.begun) for started in processes.started] == [
+        (run.id, begun) for begun in range(1, MOST_ATTEMPTS + 1)
+    ]
 
 
 async def test_the_queue_ends_a_cancelled_run_whose_process_is_gone_or_deaf(runs: Runs):
