@@ -25,7 +25,7 @@ from app.settings import IMPORT_PATH, Secrets, Settings, home
 from app.vllm import source as folders
 from app.vllm.settings import VllmSettings
 from deployments.cli_options import Json
-from deployments.joining import NAMESPACE, environment, hush, noted
+from deployments.joining import NAMESPACE, any_agent_port, environment, hush, noted
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -109,6 +109,8 @@ def _ray() -> Iterator[str]:
     local = os.environ["RAY_ADDRESS"] == "local"
     # The graph asks for 2 CPUs as shares; a machine with one runs it too, only slower.
     own: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 2), "object_store_memory": 512 * 2**20}
+    if local:
+        any_agent_port()
     context = ray.init(
         os.environ["RAY_ADDRESS"],
         namespace=NAMESPACE,

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import logging
 import os
 import secrets as random
@@ -46,6 +47,17 @@ def environment(home: Path) -> None:
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
     }.items():
         os.environ.setdefault(name, value)
+
+
+def any_agent_port() -> None:
+    """Have the Ray that is started next in this process listen on a free port for jobs, as training runs are.
+
+    Else it wants 52365, which another Ray of this machine may have, and goes on without. `ray.init` has no argument for
+    it, as `ray start` has.
+    """
+    from ray._private.parameter import RayParams
+
+    RayParams.__init__ = functools.partialmethod(RayParams.__init__, dashboard_agent_listen_port=0)
 
 
 @contextlib.contextmanager
