@@ -1,6 +1,6 @@
 """The request graph: the only place that says who talks to whom. serve_config.yaml names `deployments.graph:build`.
 
-    clients ── Gateway ──┬── LlamaCpp
+    clients ── Gateway ──┬── LlamaCpp, or Vllm where llm.engine says so
                          ├── Retriever ──┬── Embedder
                          ├── Librarian ──┘ (through Retriever)
                          ├── Embedder    ├── VectorStore, or a Qdrant server by URL
@@ -17,7 +17,8 @@ from pathlib import Path
 from ray import serve
 from ray.serve import Application
 
-from app.settings import RagSettings, Secrets, Settings, ToolSettings, home
+from app.settings import AnyLLMSettings, RagSettings, Secrets, Settings, ToolSettings, home
+from app.vllm.settings import VllmSettings
 from deployments.embedder import Embedder
 from deployments.gateway import Gateway
 from deployments.librarian import Librarian
@@ -28,6 +29,7 @@ from deployments.retriever import Retriever
 from deployments.tools import Tools
 from deployments.trainer import Trainer
 from deployments.vector_store import VectorStore
+from deployments.vllm import Vllm
 
 GRACE_S = 50.0  # that answers may still take when their replica is to end; Serve waits for 60
 
@@ -35,9 +37,7 @@ GRACE_S = 50.0  # that answers may still take when their replica is to end; Serv
 def build(settings: Settings) -> Application:
     """Bind the graph. Secrets are read here and in the replicas, and never stand in the YAML."""
     folder, secrets = home(), Secrets.from_env()
-    engine = observed(LlamaCpp, "engine", database=True)
-    llm = serve.deployment(engine).options(graceful_shutdown_timeout_s=GRACE_S)
-    model = llm.bind(settings.llm, folder, follow=True)
+    model = _llm(settings.llm, folder)
     embedder = serve.deployment(observed(Embedder)).bind(settings.embedding, folder)
     vectors = secrets.qdrant_url or serve.deployment(observed(VectorStore)).bind(folder)
     reranker = _reranker(settings.rag.rerank) if settings.rag.rerank else None
@@ -50,6 +50,17 @@ def build(settings: Settings) -> Application:
     gateway = serve.deployment(entrance).options(graceful_shutdown_timeout_s=GRACE_S)
     tools = _tools(retriever, settings.tools, settings.rag, folder) if settings.tools.enabled else None
     return gateway.bind(model, embedder, retriever, librarian, settings, folder, tools, trainer=trainer)
+
+
+def _llm(settings: AnyLLMSettings, folder: Path) -> Application:
+    """The engine that is chosen. Gateways call both alike, and do not know which it is."""
+    part = Vllm if isinstance(settings, VllmSettings) else LlamaCpp
+    llm = serve.deployment(observed(part, "engine", database=True)).options(graceful_shutdown_timeout_s=GRACE_S)
+    if isinstance(settings, VllmSettings) and settings.prefix_routing:
+        from deployments.routing import by_prefix  # three seconds of Ray's own imports, for those who need it
+
+        llm = llm.options(request_router_config=by_prefix())
+    return llm.bind(settings, folder, follow=True)
 
 
 def _tools(retriever: Application, settings: ToolSettings, rag: RagSettings, folder: Path) -> Application:

@@ -7,7 +7,7 @@ from concurrent.futures import Future
 from pathlib import Path
 
 from app.deltas import Stream, seeded
-from app.errors import ContextTooLong, InvalidRequest, Misconfigured
+from app.errors import Misconfigured
 from app.llama import memory
 from app.llama.adapters import Adapter, Adapters
 from app.llama.admission import Admission
@@ -20,6 +20,7 @@ from app.llama.prefix import PrefixCache
 from app.llama.sampling import Sampler
 from app.llama.steps import Limits, Stats, StepLoop
 from app.llama.tokenizer import Tokenizer
+from app.llama.window import answer_tokens
 from app.messages import Delta, Done, Generate, Measure, ModelCard
 from app.settings import LLMSettings
 
@@ -154,16 +155,8 @@ class Engine:
         self._context.close()
 
     def _request(self, request: Generate, stream: Stream, adapter: Adapter | None) -> Request:
-        if "" in request.stop:
-            raise InvalidRequest("A stop string must not be empty.", "stop")
-        (prompt, thinking), window = self._tokenizer.prompt(request), self._settings.window
-        if not len(prompt):
-            raise InvalidRequest("The prompt is empty.", "prompt")
-        free = max(1, window - len(prompt))
-        answer = free if request.max_tokens is None else request.max_tokens
-        answer = min(answer, free) if request.clip else answer
-        if len(prompt) + answer > window:
-            raise ContextTooLong(len(prompt), answer, window)
+        prompt, thinking = self._tokenizer.prompt(request)
+        answer = answer_tokens(request, len(prompt), self._settings.window)
         width = min(request.n, self._settings.slots, (self._cells - len(prompt)) // answer)
         asked = Request(prompt, answer, stream, adapter, request.tenant, request.logprobs, width=width)
         syntax = self._tokenizer.syntax if request.prompt is None else None

@@ -20,6 +20,7 @@ from app.llama.reader import Reader, Steps
 from app.messages import JsonSchema
 
 Family = Literal["hermes", "coder", "glm", "mistral", "devstral", "llama"]
+CallParser = Literal["auto", "hermes", "coder", "glm", "mistral", "llama"]  # mistral: of both generations
 READERS: dict[Family, Callable[[Reader], Steps[None]]] = {
     "hermes": json_calls.hermes,
     "coder": xml_calls.coder,
@@ -27,6 +28,14 @@ READERS: dict[Family, Callable[[Reader], Steps[None]]] = {
     "mistral": json_calls.mistral,
     "devstral": json_calls.devstral,
     "llama": json_calls.llama,
+}
+MARKS: dict[Family, tuple[str, str]] = {  # opening, closing
+    "hermes": ("<tool_call>", "</tool_call>"),
+    "coder": ("<tool_call>", "</tool_call>"),
+    "glm": ("<tool_call>", "</tool_call>"),
+    "mistral": ("[TOOL_CALLS]", ""),
+    "devstral": ("[TOOL_CALLS]", ""),
+    "llama": ("", ""),
 }
 INNER: dict[Family, tuple[str, ...]] = {
     "devstral": ("[ARGS]", "[CALL_ID]"),
@@ -58,6 +67,15 @@ class Syntax:
     def reader(self, tools: Mapping[str, JsonSchema], *, first: int = 0, most: int | None = None) -> Reader:
         """Reads what stands behind the opening mark; see `Reader`."""
         return Reader(READERS[self.family], tools, first=first, most=most, new_id=new_id)
+
+
+def syntax_of(template: str, parser: CallParser = "auto") -> Syntax:
+    """The syntax of the family that a chat template was written for, or of one that is said to write calls here."""
+    found = recognise(template)
+    if parser == "auto":
+        return found
+    family: Family = "devstral" if parser == "mistral" and "[ARGS]" in template else parser
+    return found if family == found.family else Syntax(family, found.own, *MARKS[family], found.thoughts)
 
 
 def recognise(template: str) -> Syntax:

@@ -17,7 +17,7 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 from app.arguments import value_of
 from app.errors import InvalidRequest, Misconfigured
 from app.llama.arrange import ARRANGEMENTS, described, object_arguments, one_call_each, short_ids, told
-from app.llama.syntax import recognise
+from app.llama.syntax import CallParser, syntax_of
 from app.llama.untrusted import MARKED, Alphabet, Segment, dump_json
 from app.messages import Message, Tool, ToolCall
 
@@ -82,10 +82,10 @@ class Rendered(NamedTuple):
 class ChatTemplate:
     """A compiled template. bos, eos: the texts of these tokens, which templates write out themselves.
 
-    syntax: how the models that it was written for make thoughts and calls.
+    syntax: how the models that it was written for make thoughts and calls; parser: who says so, the template or people.
     """
 
-    def __init__(self, source: str, *, bos: str = "", eos: str = "") -> None:
+    def __init__(self, source: str, *, bos: str = "", eos: str = "", parser: CallParser = "auto") -> None:
         if any(character >= MARKED[1] for character in source):
             raise Misconfigured("llm.model", "its chat template uses private code points", "Use another GGUF")
         try:
@@ -94,7 +94,7 @@ class ChatTemplate:
             problem = f"its chat template is no Jinja that we understand (line {error.lineno}: {error.message})"
             raise Misconfigured("llm.model", problem, "Use a GGUF with a repaired template") from error
         self._tokens = {"bos_token": bos, "eos_token": eos}
-        self.syntax = recognise(source)
+        self.syntax = syntax_of(source, parser)
 
     def render(
         self,

@@ -11,7 +11,7 @@ import numpy as np
 
 from app.errors import InvalidRequest
 from app.llama.constraint import leaves_no_thoughts
-from app.llama.syntax import Syntax
+from app.llama.syntax import CallParser, Syntax
 from app.llama.template import ChatTemplate
 from app.llama.untrusted import Segment
 from app.llama.vocabulary import Tokens, Vocabulary
@@ -28,13 +28,15 @@ class Prompt(NamedTuple):
 class Tokenizer:
     """Turns a request into the tokens of its prompt. Shared by threads."""
 
-    def __init__(self, model: Vocabulary) -> None:
+    def __init__(self, model: Vocabulary, parser: CallParser = "auto") -> None:
         self._model = model
         self._bos, self._bos_text = model.bos(), model.name(model.bos())
         self._adds_bos, self._adds_space = model.adds_bos(), model.adds_space()
         source = model.chat_template()
         eos_text = model.name(model.eos())
-        self._template = None if source is None else ChatTemplate(source, bos=self._bos_text, eos=eos_text)
+        self._template = (
+            None if source is None else ChatTemplate(source, bos=self._bos_text, eos=eos_text, parser=parser)
+        )
         forged = [
             re.escape(mark) for mark in model.marks().values() if len(mark.strip()) > 1 and mark in (source or "")
         ]

@@ -8,12 +8,12 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from app.llama.syntax import CallParser
 from app.messages import Strict
 
 LAYERS = -1  # vLLM puts all of them where it runs
 
 Quantization = Literal["awq", "bitsandbytes", "fp8", "fp8_per_tensor", "fp8_per_channel"]
-ToolCallParser = Literal["auto", "hermes", "coder", "glm", "mistral", "llama"]
 
 
 class VllmSettings(Strict):
@@ -36,10 +36,11 @@ class VllmSettings(Strict):
     kv_cache_bytes: int | None = Field(None, ge=2**20)  # of the cache; None: what gpu_memory_utilization leaves
     gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0)  # of each GPU: weights, cache and buffers together
     prefix_caching: bool = True  # beginnings that were computed once are not again, each tenant's for itself
+    prefix_routing: bool = True  # of several replicas, the one is asked that knows the beginning of a prompt already
     chunked_prefill: bool = True  # a long prompt is computed in pieces, between the steps of running answers
     tensor_parallel_size: int = Field(1, ge=1)  # GPUs of one machine that share every layer; num_gpus as well
     enforce_eager: bool = False  # no CUDA graphs: slower, with less memory and a faster start
-    tool_call_parser: ToolCallParser = "auto"  # auto: as the chat template writes calls
+    tool_call_parser: CallParser = "auto"  # auto: as the chat template writes calls
     lora: bool = True  # whether adapters can be served; it takes memory, and some architectures cannot
     adapters: int = Field(4, ge=0)  # LoRA adapters that stay loaded beside champion and previous
     adapters_together: int = Field(2, ge=1)  # of which one batch may hold answers: --max-loras

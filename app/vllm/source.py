@@ -1,6 +1,8 @@
 """Where the files of a vLLM model are: a folder as transformers saves it, or a repository on the Hugging Face Hub."""
 
+import json
 import re
+from math import prod
 from pathlib import Path
 
 from app.errors import Misconfigured
@@ -46,6 +48,27 @@ def present(model: str, home: Path) -> Path | None:
 def weights_bytes(folder: Path) -> int:
     """Of the files that hold the weights."""
     return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+
+
+def parameters(folder: Path) -> int | None:
+    """How many numbers the weights are, by the heads of their files; None where they are quantised."""
+    if "quantization_config" in (folder / "config.json").read_text(encoding="utf-8"):
+        return None
+    return sum(prod(tensor["shape"]) for file in folder.glob("*.safetensors") for tensor in _head(file))
+
+
+def described(folder: Path) -> str:
+    """What the model says it is."""
+    written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kinds = ", ".join(written.get("architectures") or [str(written.get("model_type", "a model"))])
+    return f"{kinds} on vLLM"
+
+
+def _head(file: Path) -> list[dict[str, list[int]]]:
+    """The tensors of a safetensors file: 8 bytes of length, then JSON."""
+    with file.open("rb") as opened:
+        written = json.loads(opened.read(int.from_bytes(opened.read(8), "little")))
+    return [tensor for name, tensor in written.items() if name != "__metadata__"]
 
 
 def _downloaded(model: str, home: Path) -> Path:
