@@ -11,6 +11,7 @@ from rich.text import Text
 
 from app.client import Client
 from deployments.cli_client import TIMEOUT_S, Timeout, Url, connected, harmless
+from deployments.cli_lines import converse
 from deployments.cli_repl import Repl
 
 Read = Callable[[str], str]
@@ -30,8 +31,12 @@ def chat(
     temperature: Annotated[float | None, typer.Option(min=0, max=2)] = None,
     url: Url = None,
     timeout: Timeout = TIMEOUT_S,
-) -> None:
-    """Talk to a server. /help lists what else can be typed."""
+    as_json: Annotated[bool, typer.Option("--json", help="Print an object for each line of standard input.")] = False,
+) -> int:
+    """Talk to a server. /help lists what else can be typed.
+
+    Exit status with --json: 1 where a line could not be answered.
+    """
     given: dict[str, Any] = {
         "model": model,
         "system_prompt": system,
@@ -40,13 +45,16 @@ def chat(
         "temperature": temperature,
     }
     options = {name: value for name, value in given.items() if value is not None}
-    console = Console(highlight=False)
+    console = Console(highlight=False, stderr=as_json)
     with connected(url, timeout, session=session) as client:
         _greet(client, console)
+        if as_json:
+            return converse(client, _piped, options)
         read = line_of(lambda: [f"/{name}" for name in repl.commands]) if sys.stdin.isatty() else _piped
         repl = Repl(client, console, read, options)
         while repl.turn():
             pass
+    return 0
 
 
 def line_of(words: Callable[[], list[str]]) -> Read:

@@ -45,6 +45,8 @@ class Repl:
     ) -> None:
         self.client, self.console, self._read, self.options = client, console, read, dict(options or {})
         self.last: Answer | None = None
+        self.answer: Answer | None = None  # to this line, and what went wrong with it: for who reads no console
+        self.error: str | None = None
 
     @cached_property
     def commands(self) -> dict[str, Slash]:
@@ -66,6 +68,7 @@ class Repl:
 
     def turn(self) -> bool:
         """One line and what it does. False at the end."""
+        self.answer = self.error = None
         try:
             line = self._read("> ").strip()
         except KeyboardInterrupt:
@@ -105,7 +108,7 @@ class Repl:
         if answer is None:
             self._complain("The answer broke off.")
             return
-        self.last = answer
+        self.last = self.answer = answer
         self._note(summary(answer))
         for number, source in enumerate(answer.sources, start=1):
             if f"[{number}]" in answer.response:
@@ -219,4 +222,5 @@ class Repl:
         self.console.print(Text(harmless(text), style="dim"), soft_wrap=True)
 
     def _complain(self, text: str) -> None:
+        self.error = text
         self.console.print(Text(harmless(text), style="red"), soft_wrap=True)

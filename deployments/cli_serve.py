@@ -11,7 +11,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -51,11 +51,22 @@ def check(config: Config = DEFAULT, *, as_json: Json = False) -> int:
     return 2 if found else 0
 
 
-def serve(config: Config = DEFAULT) -> int:
+def serve(config: Config = DEFAULT, *, as_json: Json = False) -> int:
     """Start everything and answer until Ctrl-C, or POST /shutdown.
 
-    Exit status 0: stopped on request; 1: it failed to start or died; 2: bad configuration.
+    Exit status 0: stopped on request; 1: it failed to start or died; 2: bad configuration. With --json standard output
+    is an object on a line when it answers, with its url, and when it has stopped.
     """
+    out = sys.stdout
+
+    def tell(state: str, text: str, **facts: str) -> None:
+        print(json.dumps({"state": state, **facts}) if as_json else text, file=out, flush=True)
+
+    with contextlib.redirect_stdout(sys.stderr if as_json else out):
+        return _served(config, tell)
+
+
+def _served(config: Path, tell: Callable[..., None]) -> int:
     environment(home())  # first: Ray reads it when it is imported
     if check(config):
         return 2
@@ -74,12 +85,13 @@ def serve(config: Config = DEFAULT) -> int:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
         if not _wait_until_running(process):
             return 1
-        print(f"MindFu answers on {url}/v1 — `curl {url}/health` shows its parts, Ctrl-C stops it.", flush=True)
+        text = f"MindFu answers on {url}/v1 — `curl {url}/health` shows its parts, Ctrl-C stops it."
+        tell("answers", text, url=url)
         if not _wait_until_shut_down(process):
             text = "`serve run` ended by itself; its log lies under /tmp/ray/session_latest/logs/serve."
             print(text, file=sys.stderr)
             return 1
-    print("MindFu stopped.")
+    tell("stopped", "MindFu stopped.")
     return 0
 
 

@@ -119,14 +119,18 @@ def show(name: Name, *, tenant: Tenant = "default", as_json: Json = False) -> No
 
 
 @runs.command()
-def logs(name: Name) -> None:
+def logs(name: Name, *, as_json: Json = False) -> None:
     """What a run printed."""
     from train.run import log_file
 
     file = log_file(home(), name)
     if not file.exists():
         raise NotFound("log of a run", name)
-    print(file.read_text(encoding="utf-8", errors="replace"), end="")
+    text = file.read_text(encoding="utf-8", errors="replace")
+    if as_json:
+        print(json.dumps({"run": name, "log": text}))
+    else:
+        print(text, end="")
 
 
 @runs.command()

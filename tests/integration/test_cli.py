@@ -13,7 +13,7 @@ pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
 
 
-def serve(tmp_path: Path, **changes: object) -> subprocess.CompletedProcess[str]:
+def serve(tmp_path: Path, *arguments: str, **changes: object) -> subprocess.CompletedProcess[str]:
     """Serve the shipped configuration with some keys changed, written as http_options__host."""
     config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
     with socket.socket() as probe:
@@ -27,7 +27,7 @@ def serve(tmp_path: Path, **changes: object) -> subprocess.CompletedProcess[str]
     file = tmp_path / "config.yaml"
     file.write_text(yaml.safe_dump(config))
     return subprocess.run(
-        [sys.executable, "-m", "deployments.cli", "serve", str(file)],
+        [sys.executable, "-m", "deployments.cli", "serve", str(file), *arguments],
         capture_output=True,
         text=True,
         timeout=180,
@@ -57,8 +57,9 @@ def test_a_taken_port_is_named(tmp_path: Path):
 
 
 def test_a_model_that_is_not_there_is_named_before_anything_starts(tmp_path: Path):
-    """With the path that was looked at, and what to give instead."""
-    refused = serve(tmp_path, llm__model="/nowhere/absent.gguf")
+    """With the path that was looked at, and what to give instead; a program that waits hears nothing."""
+    refused = serve(tmp_path, "--json", llm__model="/nowhere/absent.gguf")
     assert refused.returncode == 2
     assert "/nowhere/absent.gguf" in refused.stderr
-    assert "Starting Ray" not in refused.stdout
+    assert "Starting Ray" not in refused.stderr
+    assert refused.stdout == ""

@@ -14,7 +14,9 @@ import asyncpg
 import httpx
 import pytest
 
+from app.settings import home
 from deployments import cli
+from train.run import log_file
 
 pytestmark = pytest.mark.integration
 
@@ -69,6 +71,13 @@ def test_runs_are_listed_shown_and_cancelled(capsys: pytest.CaptureFixture[str])
     assert mindfu("runs", "cancel", run["id"]) == 1
     assert mindfu("runs", "logs", "ftjob-none") == 1
     assert "No log of a run 'ftjob-none'" in capsys.readouterr().err
+    log = log_file(home(), run["id"])
+    log.parent.mkdir(parents=True)
+    log.write_text("step 1\n")
+    assert mindfu("runs", "logs", run["id"]) == 0
+    assert capsys.readouterr().out == "step 1\n"
+    assert mindfu("runs", "logs", run["id"], "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"run": run["id"], "log": "step 1\n"}
 
 
 def test_without_a_server_the_command_does_the_work(capsys: pytest.CaptureFixture[str]):

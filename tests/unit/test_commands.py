@@ -2,10 +2,12 @@
 
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import typer
 from rich.console import Console
 
 from app.errors import Unavailable
@@ -31,6 +33,26 @@ def test_every_command_has_help_of_its_own(name: str, capsys: pytest.CaptureFixt
     """So each can be imported, and says how it is used."""
     assert mindfu(name, "--help") == 0
     assert f"mindfu {name}" in capsys.readouterr().out
+
+
+def test_every_command_speaks_to_programs():
+    """By --json; but for an export, whose --format says what is written, and MLflow's own server."""
+    silent = {name for name, command in every(typer.main.get_command(cli.app)) if "--json" not in options(command)}
+    assert silent == {"conversations export", "mlflow"}
+
+
+def every(command: Any, *before: str) -> Iterator[tuple[str, Any]]:
+    """The commands beneath one, each by all of its words."""
+    if isinstance(command, cli.Deferred):
+        command = command.make_context(before[-1], [], resilient_parsing=True).command
+    if not hasattr(command, "commands"):
+        yield " ".join(before), command
+    for name, one in getattr(command, "commands", {}).items():
+        yield from every(one, *before, name)
+
+
+def options(command: Any) -> set[str]:
+    return {option for parameter in command.params for option in parameter.opts}
 
 
 def test_help_imports_nothing_that_takes_long():

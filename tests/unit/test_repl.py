@@ -10,7 +10,7 @@ import pytest
 from rich.console import Console
 
 from app.client import Client
-from deployments import cli_chat
+from deployments import cli_chat, cli_lines
 from deployments.cli_client import connected, harmless
 from deployments.cli_repl import Repl
 from tests.command import mindfu
@@ -114,6 +114,23 @@ def test_a_command_before_the_first_answer_says_what_is_missing():
     """There is nothing to rate or export yet."""
     for line in ("/rate up", "/export", "/sources"):
         assert "ask something first" in talk(line)
+
+
+def test_for_programs_every_line_is_answered_by_an_object(capsys: pytest.CaptureFixture[str]):
+    """A question with all of its answer, a command with what it says, and what failed with why; empty lines by none."""
+
+    def answered(request: httpx.Request) -> httpx.Response:
+        if request.url.path == "/command":
+            return httpx.Response(200, json={"status": "success", "message": "Tools are off."})
+        return httpx.Response(200, text=events({"token": "Hello you"}, DONE))
+
+    client = Client("http://server:1", transport=httpx.MockTransport(answered))
+    status = cli_lines.converse(client, Typed("Hi", "", "/tools", "/rate 7", "/quit"), {})
+    question, command, failure = (json.loads(line) for line in capsys.readouterr().out.splitlines())
+    assert status == 1
+    assert (question["line"], question["answer"]["tokens_total"]) == ("Hi", DONE["tokens_total"])
+    assert command == {"line": "/tools", "told": "Tools are off."}
+    assert failure == {"line": "/rate 7", "error": "Rate by up or down, or by 1 to 5; a comment may follow."}
 
 
 @pytest.mark.parametrize("text", ["\x1b]0;title\x07", "\x1b[2J", "a\rb", "\x9b1m", "\x7f"])
