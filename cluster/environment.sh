@@ -5,7 +5,7 @@
 export MINDFU_API_KEY MINDFU_KEY_PEPPER
 export MINDFU_POSTGRES_URL="${MINDFU_POSTGRES_URL:-postgresql://mindfu:$MINDFU_POSTGRES_PASSWORD@${RAY_HEAD_IP:-127.0.0.1}/mindfu}"
 export MINDFU_HOME="$HOME/mindfu/.mindfu"
-export MINDFU_PARAMS="$HOME/mindfu/params.yaml"
+export MINDFU_PARAMS="$HOME/mindfu/cluster/params.yaml"
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN_PATH="$HOME/.ray/auth_token"
 export RAY_USAGE_STATS_ENABLED=0
 export RAY_SERVE_THROUGHPUT_OPTIMIZED=1 RAY_SERVE_REQUEST_PATH_LOG_BUFFER_SIZE=1

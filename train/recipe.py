@@ -56,7 +56,8 @@ class Recipe(Strict):
     accelerator: Literal["unsloth"] | None = None  # Unsloth's kernels, where it is installed
     workers: int = Field(1, ge=1)  # processes, each on a GPU of its own where there are some
     cpus: float = Field(1.0, gt=0)  # of each worker
-    gpu: bool | None = None  # None: where the cluster has one
+    gpu: bool | None = None  # None: where the cluster has one, or `resources` bring one
+    resources: dict[str, float] = Field(default_factory=dict)  # of each worker, as Ray counts: {train: 1} brings a node
     max_failures: int = Field(3, ge=0)  # how often a worker that died is started again, from the last checkpoint
     seed: int = Field(42, ge=0, lt=2**32)
     experiment: str = "mindfu"  # of MLflow

@@ -197,9 +197,8 @@ def _on_ray(work: Work[Recipe], job: Any, run_id: str) -> dict[str, Any]:
     from train import cluster
 
     recipe, folder, home = work.parameters, work.folder, work.home
-    gpu = ray.cluster_resources().get("GPU", 0) >= recipe.workers if recipe.gpu is None else recipe.gpu
-
-    cpus = recipe.cpus if gpu else cluster.share(recipe.cpus, recipe.workers)
+    gpu = gpus_wanted(recipe, ray.cluster_resources())
+    cpus = recipe.cpus if gpu or recipe.resources else cluster.share(recipe.cpus, recipe.workers)
 
     class Live(UserCallback):  # type: ignore[misc]  # no types
         """Runs in Ray Train's controller: keeps numbers where people look while it trains."""
@@ -215,7 +214,9 @@ def _on_ray(work: Work[Recipe], job: Any, run_id: str) -> dict[str, Any]:
         scaling_config=ScalingConfig(
             num_workers=recipe.workers,
             use_gpu=gpu,
-            resources_per_worker=({"CPU": cpus} if cpus else {"memory": 1}) | ({"GPU": 1} if gpu else {}),
+            resources_per_worker=({"CPU": cpus} if cpus else {"memory": 1})
+            | ({"GPU": 1} if gpu else {})
+            | recipe.resources,
         ),
         run_config=RunConfig(
             name="run",
@@ -243,6 +244,15 @@ def _on_ray(work: Work[Recipe], job: Any, run_id: str) -> dict[str, Any]:
         "validation_loss": numbers.get("eval_loss"),
         "memory_bytes": int(numbers["memory_bytes"]),
     }
+
+
+def gpus_wanted(recipe: Recipe, there: Mapping[str, float]) -> bool:
+    """Whether workers ask for a GPU each. there: what the cluster's nodes have; one that is still to come has none yet,
+    so that what names a node's own resource asks for its GPU.
+    """
+    if recipe.gpu is not None:
+        return recipe.gpu
+    return bool(recipe.resources) or there.get("GPU", 0) >= recipe.workers
 
 
 def on_worker(config: dict[str, Any]) -> None:

@@ -16,6 +16,7 @@ from app.settings import Secrets
 from deployments import config, joining
 from deployments.clusters import problems
 from deployments.observed import HEAD, on_head
+from train.recipe import Recipe
 
 ROOT = Path(__file__).parents[2]
 FILES = ("cluster.yaml", "cluster/gcp.yaml", "cluster/hosts.yaml")
@@ -144,6 +145,17 @@ def test_the_clusters_graph_can_be_served(tmp_path: Path):
         there = {resource for told in read(name)["available_node_types"].values() for resource in told["resources"]}
         for deployment in application["deployments"]:
             assert deployment["ray_actor_options"]["resources"].keys() <= there
+
+
+def test_training_on_a_cluster_asks_for_a_training_node():
+    """By a resource that its node type alone has, on all variants; else it is told the same as on one machine."""
+    told = yaml.safe_load((ROOT / "cluster" / "params.yaml").read_text())
+    wanted = Recipe.model_validate(told["tune"]).resources
+    del told["tune"]["resources"]
+    assert told == yaml.safe_load((ROOT / "params.yaml").read_text())
+    for name in FILES:
+        types = read(name)["available_node_types"]
+        assert [kind for kind in types if wanted.keys() <= types[kind]["resources"].keys()] == ["gpu-train"]
 
 
 def test_a_node_that_is_not_the_head_is_told_by_its_resources():

@@ -4,6 +4,7 @@ import pytest
 from pydantic import ValidationError
 
 from train.recipe import PROJECTIONS, Adapter, Recipe
+from train.tune import gpus_wanted
 
 
 def test_the_default_is_qlora_on_all_linear_layers() -> None:
@@ -19,6 +20,16 @@ def test_the_devstral_preset_has_rank_32_on_seven_projections() -> None:
     """And single numbers of it can be changed."""
     assert Recipe(preset="devstral-24gb").adapter == Adapter(rank=32, alpha=64, targets=PROJECTIONS)
     assert Recipe(preset="devstral-24gb", rank=8).adapter == Adapter(rank=8, alpha=64, targets=PROJECTIONS)
+
+
+def test_workers_that_ask_for_a_training_node_ask_for_its_gpu() -> None:
+    """Which a cluster that is scaled to zero does not have yet; what is said outright wins."""
+    node, nothing = {"train": 1.0}, {"CPU": 8.0}
+    assert gpus_wanted(Recipe(resources=node), nothing)
+    assert not gpus_wanted(Recipe(resources=node, gpu=False), nothing)
+    assert not gpus_wanted(Recipe(), nothing)
+    assert not gpus_wanted(Recipe(workers=2), {"GPU": 1.0})
+    assert gpus_wanted(Recipe(workers=2), {"GPU": 2.0})
 
 
 def test_rates_depend_on_what_is_trained() -> None:
