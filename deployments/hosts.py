@@ -20,6 +20,7 @@ import socket
 import subprocess
 import tempfile
 import threading
+import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -60,6 +61,7 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         self._file = Path(provider_config.get("state") or tempfile.gettempdir()) / f"mindfu-hosts-{cluster_name}.json"
         self._lock, self._file_lock = threading.RLock(), FileLock(self._file.with_suffix(".lock"))
         self._let_go: set[str] = set()  # by this process
+        self._silent: dict[str, float] = {}  # when a host did not answer last, Unix time
         if BOOTSTRAP.expanduser().exists() and _is_here(self._pools[HEAD][0]):
             self._note_head()
 
@@ -102,12 +104,15 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         return socket.gethostbyname(node_id)
 
     def create_node(self, node_config: dict[str, Any], tags: Tags, count: int) -> dict[str, Any]:
-        """Take hosts of the pool that has the node type's name. Raises NodeLaunchException where too few are free."""
+        """Take hosts of the pool that has the node type's name, those that did not answer of late at last.
+
+        Raises NodeLaunchException where too few are free.
+        """
         del node_config
         name = tags[TAG_RAY_USER_NODE_TYPE]
         pool = self._pools.get(name, [])
         with self._change() as taken:
-            free = [host for host in pool if host not in taken]
+            free = sorted((host for host in pool if host not in taken), key=lambda host: self._silent.get(host, 0.0))
             if len(free) < count:
                 told = f"{count} hosts of the pool '{name}' are wanted, {len(free)} of {len(pool)} are free"
                 raise NodeLaunchException("InsufficientHosts", told, None)
@@ -129,8 +134,10 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
                 check=True,
                 timeout=STOP_TIMEOUT_S,
             )
+            self._silent.pop(node_id, None)
         except (subprocess.SubprocessError, OSError) as error:
             log.warning("Ray was not stopped on %s, which is free all the same: %s", node_id, error)
+            self._silent[node_id] = time.time()
         with self._change() as taken:
             taken.pop(node_id, None)
             self._let_go.add(node_id)

@@ -100,6 +100,18 @@ def test_a_host_that_does_not_answer_is_let_go_all_the_same(provider: HostPool, 
     assert provider.is_terminated("127.0.0.4")
 
 
+def test_a_host_that_did_not_answer_is_taken_last(provider: HostPool, tmp_path: Path):
+    """Else the one that broke would be tried again and again, beside one that works."""
+    ssh = (tmp_path / "bin" / "ssh").read_text()
+    (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
+    provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 1)
+    provider.terminate_node("127.0.0.2")
+    assert provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 2) == {"127.0.0.3": {}, "127.0.0.2": {}}
+    (tmp_path / "bin" / "ssh").write_text(ssh)
+    provider.terminate_nodes(["127.0.0.2", "127.0.0.3"])
+    assert provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 1) == {"127.0.0.2": {}}, "it answered again"
+
+
 def test_ray_down_reaches_every_host(provider: HostPool):
     """Whoever runs it does not know which ones the head took."""
     assert provider.nodes_for_teardown({TAG_RAY_NODE_KIND: NODE_KIND_HEAD}) == POOLS["head"]
