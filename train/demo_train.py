@@ -167,11 +167,16 @@ class Trainer:
         torch.save(state, fresh)
         fresh.replace(self.path)
 
-    def update(self, chosen: list[demo_loss.Batch], hours: float) -> dict[str, float]:
-        """One step of the optimisers over a few batches. Returns the mean losses."""
+    def update(
+        self, chosen: list[demo_loss.Batch], hours: float, *, rated: float = 1.0, helped: bool = True
+    ) -> dict[str, float]:
+        """One step of the optimisers over a few batches. Returns the mean losses.
+
+        rated: share of the learning rates. helped: whether attention is told where to look.
+        """
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        help_weight = max(0.0, 1 - self.progress.seconds / (hours * 3600 * HELP_UNTIL))
+        help_weight = max(0.0, 1 - self.progress.seconds / (hours * 3600 * HELP_UNTIL)) if helped else 0.0
         sums: Counter[str] = Counter()
 
         def descend(batch: demo_loss.Batch) -> demo_loss.Loss:
@@ -189,7 +194,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.network.parameters(), CLIP)
         for optimiser, full in zip(self.optimisers, self.full_rates, strict=True):
             for group in optimiser.param_groups:
-                group["lr"] = full * rate(self.progress, hours)
+                group["lr"] = full * rated * rate(self.progress, hours)
             optimiser.step()
         self.progress.step += 1
         self._adapt()
@@ -213,7 +218,7 @@ def log(path: Path, row: dict[str, float]) -> None:
     print(json.dumps(row), flush=True)
 
 
-def main(out: Path, hours: float, threads: int, start: Path | None) -> None:
+def main(out: Path, hours: float, threads: int, start: Path | None, rated: float) -> None:
     """Train until the hours are over or someone asks to stop."""
     torch.set_num_threads(1)
     torch.manual_seed(SEED)
@@ -243,7 +248,7 @@ def main(out: Path, hours: float, threads: int, start: Path | None) -> None:
             numbers = range(progress.drawn, progress.drawn + POOL)
             progress.drawn += POOL
             ready = list(batches([encode(learnt, writer.example(n, level=progress.level)) for n in numbers], rng))
-        losses = trainer.update([ready.pop() for _ in range(count)], hours)
+        losses = trainer.update([ready.pop() for _ in range(count)], hours, rated=rated, helped=start is None)
         progress.seconds += (time.process_time() - began) / threads  # of processor time: pauses do not count
         assert math.isfinite(losses["answer"])
         if progress.step % 20 == 0:
@@ -277,6 +282,11 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, default=Path(".mindfu/demo"))
     parser.add_argument("--hours", type=float, default=1.6)
     parser.add_argument("--threads", type=int, default=1, help="batches computed at the same time")
-    parser.add_argument("--start", type=Path, help="train on from this GGUF's weights and tokenizer")
+    parser.add_argument(
+        "--start", type=Path, help="train on from this GGUF's weights and tokenizer, which know where to look"
+    )
+    parser.add_argument(
+        "--rate", type=float, default=1.0, help="share of the learning rates; 0.3 where training goes on"
+    )
     options = parser.parse_args()
-    main(options.out, options.hours, options.threads, options.start)
+    main(options.out, options.hours, options.threads, options.start, options.rate)
