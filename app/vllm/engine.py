@@ -207,9 +207,11 @@ class Engine:
         self, request: Generate, asked: Asked, choice: int, adapter: Adapter | None, stream: Stream
     ) -> tuple[int, Timings]:
         """One answer. Returns how much of its prompt was cached, and where its time went. Raises as `generate`."""
+        from vllm.inputs import tokens_input
+
         reply, held = asked.replies[choice], None
         output: Any = None
-        prompt = {"prompt_token_ids": asked.prompt, "cache_salt": request.tenant}  # nobody learns what others asked
+        prompt = tokens_input(asked.prompt, cache_salt=request.tenant)  # nobody learns what others asked
         number = f"{request.request_id}-{choice}"
         lora = _lora(adapter) if adapter else None
         try:

@@ -13,13 +13,16 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import asyncpg
 import pytest
 from engines import answer, answers, asked, until
 from gguf_factory import CHATML, chain_model, constant_adapter, vocabulary
 from hf_factory import chain_folder, constant_lora
 
-from app.errors import ContextTooLong, InvalidRequest, ModelNotFound, Overloaded
+from app.desired import Serving
+from app.errors import ContextTooLong, EngineFailed, InvalidRequest, ModelNotFound, Overloaded
 from app.messages import Delta, Done, Generate, JsonFormat, NamedTool, Sampling, Tool
+from app.registry import Registry
 from app.settings import LLMSettings
 from app.vllm.settings import VllmSettings
 
@@ -43,8 +46,9 @@ STRICT = Tool(name="weather", parameters=UNIT, strict=True)
 
 
 class Subject(NamedTuple):
-    """An engine, and the folder in which adapters lie."""
+    """A replica, its engine, and the folder in which adapters lie."""
 
+    replica: Any
     engine: Any
     folder: Path
 
@@ -55,41 +59,43 @@ def said() -> list[int]:
 
 
 @contextmanager
-def llama_cpp(folder: Path) -> Iterator[Any]:
-    from app.llama.engine import Engine
+def llama_cpp(folder: Path, home: Path) -> Iterator[tuple[Any, Any]]:
+    from deployments.llama_cpp import LlamaCpp
 
     chain_model(folder / "m.gguf", said(), template=TEMPLATE)
-    engine = Engine(folder / "m.gguf", LLMSettings(**COMMON, threads=1))
-    yield engine
-    engine.close()
+    replica = LlamaCpp(LLMSettings(model=str(folder / "m.gguf"), **COMMON, threads=1), home, follow=True)
+    yield replica, replica.shelf.warm()["m"]
+    replica.close()
 
 
 @contextmanager
-def vllm(folder: Path) -> Iterator[Any]:
+def vllm(folder: Path, home: Path) -> Iterator[tuple[Any, Any]]:
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed in this environment")
-    from app.vllm.engine import Engine
+    from deployments.vllm import Vllm
 
     chain_folder(folder / "m", said(), template=TEMPLATE)
     small = {"dtype": "float32", "kv_cache_bytes": 64 * 2**20, "enforce_eager": True, "max_lora_rank": 8}
-    engine = Engine(folder / "m", VllmSettings(engine="vllm", model=str(folder / "m"), **COMMON, **small))
-    yield engine
-    engine.close()
+    replica = Vllm(VllmSettings(engine="vllm", model=str(folder / "m"), **COMMON, **small), home, follow=True)
+    yield replica, replica.engine
+    replica.close()
 
 
 @pytest.fixture(
     scope="module", params=[llama_cpp, pytest.param(vllm, marks=pytest.mark.vllm)], ids=lambda kind: kind.__name__
 )
-async def subject(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Subject]:
-    """An engine with the adapters `x` and `end`, which ends every answer at once."""
+async def subject(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, postgres_home: Path
+) -> AsyncIterator[Subject]:
+    """With the adapters `x` and `end`, which ends every answer at once; and `y`, which nobody has loaded."""
     folder = tmp_path_factory.mktemp(request.param.__name__)
     for name, token in {"x": ord("x"), "y": ord("y"), "end": vocabulary()[0].index("<|im_end|>")}.items():
         constant_adapter(folder / f"{name}.gguf", token)
         constant_lora(folder / name, token)
-    with request.param(folder) as engine:
+    with request.param(folder, postgres_home) as (replica, engine):
         for name in ("x", "end"):
             await engine.load_adapter(name, folder / f"{name}.gguf")
-        yield Subject(engine, folder)
+        yield Subject(replica, engine, folder)
 
 
 @pytest.fixture
@@ -371,3 +377,51 @@ async def test_the_card_tells_what_is_served(engine: Any):
     assert card.parameters is not None
     assert card.parameters > 0
     engine.check()
+
+
+async def test_a_replica_tells_what_it_serves_and_where_it_is_from(subject: Subject):
+    """Gateways ask every engine the same; a model that there is not is not found."""
+    replica = subject.replica
+    (card,) = await replica.cards()
+    (file,) = await replica.files()
+    assert card == await replica.card()
+    assert (card.name, file.name, file.exists) == ("m", "m", True)
+    assert file.memory >= file.size > 0
+    await replica.load("m")
+    await replica.check_layers("m", file.layers)
+    with pytest.raises(InvalidRequest):
+        await replica.check_layers("m", 1)
+    for ask in (
+        replica.load("other"),
+        replica.measure(asked(model="other"), ()),
+        anext(replica.generate(asked(model="o"))),
+    ):
+        with pytest.raises(ModelNotFound):
+            await ask
+    assert (await replica.stats())["slots"] == SLOTS
+
+
+async def test_a_retrained_adapter_is_served_under_its_new_name(subject: Subject, pool: asyncpg.Pool):
+    """From the registry, as soon as a request names it; what is promoted is there before anybody asks."""
+    registry = Registry(pool, subject.replica._home)
+    await subject.replica.check_health()
+    told = []
+    for version, letter in (("v1", "x"), ("v2", "y")):
+        await registry.add("m", version, subject.folder / f"{letter}.gguf")
+        told.append((await answer(subject.replica, asked(max_tokens=3, adapter=version)))[0])
+    assert told == ["xxx", "yyy"]
+    await registry.add("m", "v3", subject.folder / "x.gguf")
+    async with registry.change() as editing:
+        await editing.serve(Serving(model="m", champion="v3", previous="v2"))
+    async with asyncio.timeout(20):
+        await until(lambda: "v3" in subject.engine.adapters())
+    with pytest.raises(ModelNotFound, match="m:v4"):
+        await answer(subject.replica, asked(adapter="v4"))
+
+
+async def test_a_closed_replica_is_unhealthy(subject: Subject):
+    """The last of all, since it ends the engine."""
+    await subject.replica.check_health()
+    subject.replica.close()
+    with pytest.raises(EngineFailed, match="closed"):
+        await subject.replica.check_health()
