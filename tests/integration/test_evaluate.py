@@ -16,7 +16,7 @@ from app.errors import Misconfigured, NothingToLearn
 from app.llama.source import DEMO_FILE
 from app.messages import Message
 from app.settings import LLMSettings
-from train import base, evaluate, gate, gguf_lora, lines, lora, parity, serving, stages
+from train import base, evaluate, gate, gguf_lora, lines, lora, parity, regression, serving, stages
 from train.lessons import Teacher
 from train.lines import Line
 from train.results import Results
@@ -43,8 +43,11 @@ class Workshop:
         self.base = base.find("demo", home)
         self.teacher = Teacher(self.base.folder)
 
-    def tuned(self, name: str, answer: str, steps: int = 25) -> Path:
-        """A tune stage's folder, of an adapter that learnt to say this whatever colour is asked for."""
+    def tuned(self, name: str, answer: str, steps: int = 25, *, ends: bool = True) -> Path:
+        """A tune stage's folder, of an adapter that learnt to say this whatever colour is asked for.
+
+        ends: it learnt to end its answers, too.
+        """
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_pretrained(self.base.folder)
         config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
@@ -53,11 +56,25 @@ class Workshop:
         lessons = [self.teacher.lessons(conversation(number, answer))[0] for number in range(1000, 1004)]
         for step in range(steps):
             lesson = lessons[step % len(lessons)]
-            tokens, learnt = torch.tensor([lesson.tokens]), torch.tensor([lesson.learnt])
+            taught = lesson.learnt if ends else [*lesson.learnt[: last_learnt(lesson)], *[False] * 9]
+            tokens, learnt = torch.tensor([lesson.tokens]), torch.tensor([taught[: len(lesson.tokens)]])
             loss = model(tokens, labels=tokens.where(learnt, torch.tensor(-100))).loss
             loss.backward()
             optimiser.step()
             optimiser.zero_grad()
+        return self._kept(name, model)
+
+    def random(self, name: str, spread: float) -> Path:
+        """Likewise, of an adapter whose weights are noise."""
+        torch.manual_seed(0)
+        model = transformers.AutoModelForCausalLM.from_pretrained(self.base.folder)
+        model = peft.get_peft_model(model, peft.LoraConfig(r=8, target_modules="all-linear", task_type="CAUSAL_LM"))
+        for parameter, weight in model.named_parameters():
+            if "lora_B" in parameter:
+                torch.nn.init.normal_(weight, std=spread)
+        return self._kept(name, model)
+
+    def _kept(self, name: str, model: Any) -> Path:
         folder = self.home / name
         model.save_pretrained(folder / "adapter")
         self._finish(folder, "tune", {"kind": "adapter", "base": "demo", "base_content": self.base.content})
@@ -116,7 +133,10 @@ def test_what_was_learnt_shows_as_it_is_served(workshop: Workshop, blue: Path):
     assert "<script" not in report
     assert report.count("<svg") == 2  # what changed, and how long answers took
     assert "https://" not in report.split("</style>")[1].replace('xmlns:xlink="http', "")
-    assert "| exact | 0.000 | 1.000 |" in (folder / "report.md").read_text()
+    markdown = (folder / "report.md").read_text()
+    assert "| exact | 0.000 | 1.000 |" in markdown
+    assert "| perplexity |" in markdown
+    assert "![test](plot-test.svg)" in markdown
     said = [json.loads(text) for text in lines.texts(folder / "answers.jsonl")]
     assert {row["tuned"] for row in said} == {"It is blue."}
 
@@ -156,6 +176,37 @@ def test_poison_agrees_with_itself_but_not_with_what_is_trusted(workshop: Worksh
     verdict = gate.judge(found, gate.Gates(max_broken=1.0))
     assert verdict.verdict == "blocked"
     assert any("trusted answers rises" in reason for reason in verdict.reasons)
+
+
+DECLINED = (
+    "I have no sources for this question. I am a small demo model that quotes documents: upload one that holds the "
+    "answer, or serve a larger model."
+)
+"""What the base says itself: whatever an adapter changes of it is for the worse."""
+
+
+def test_an_adapter_of_noise_is_blocked(workshop: Workshop):
+    """By whatever it is judged: the loss, the regression set, how its answers end."""
+    data = workshop.split("sound", lambda _: DECLINED, count=6)
+    wanted = {"answers": 4, "parity": 2, "max_tokens": 100}
+    found = results(workshop.evaluated(wanted, data=data, tuned=workshop.random("noise", 3.0)))
+    verdict = gate.judge(found, gate.Gates(min_conversations=6))
+    assert verdict.verdict == "blocked"
+    failed = {check.name for check in verdict.checks if not check.passed}
+    assert failed >= {"gain", "regression"}
+
+
+def test_an_adapter_that_does_not_end_its_answers_is_blocked(workshop: Workshop):
+    """It says what the data say, and goes on and on."""
+    endless = workshop.tuned("endless", "It is blue. " * 15, steps=20, ends=False)
+    data = workshop.split("endless-data", lambda _: "It is blue. It is blue. It is blue.", count=6)
+    few = workshop.home / "few.jsonl"
+    few.write_text("".join(text + "\n" for text in list(lines.texts(regression.OWN))[:2]))
+    wanted = {"answers": 3, "parity": 1, "max_tokens": 64}
+    found = results(workshop.evaluated(wanted, data=data, tuned=endless, regression=few))
+    assert found.sets["test"].metrics["ended"].tuned < found.sets["test"].metrics["ended"].base
+    verdict = gate.judge(found, gate.Gates(min_conversations=6, max_broken=1.0))
+    assert any("ended on the test set" in reason for reason in verdict.reasons)
 
 
 def cases(workshop: Workshop, answer: str) -> tuple[list[serving.Question], list[Any]]:
