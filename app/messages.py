@@ -178,6 +178,11 @@ class Delta:
 
 
 @dataclass(frozen=True, slots=True)
+class Beat:
+    """Nothing new, but the replica is there: between it and the gateway, and nobody else sees one."""
+
+
+@dataclass(frozen=True, slots=True)
 class End:
     """How one of the answers ended. stop: the stop string that ended it, which is not part of the text."""
 

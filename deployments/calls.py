@@ -17,6 +17,8 @@ from ray.serve.exceptions import (
 from ray.serve.handle import DeploymentHandle
 
 from app.errors import MindFuError, Overloaded, Unavailable
+from app.messages import Beat
+from deployments.beating import living
 from deployments.waking import Sleeper
 
 FOREIGN = (RayError, RayServeException, RpcError)  # RpcError: handles speak gRPC where Serve is set up for throughput
@@ -34,14 +36,22 @@ async def call(part: str, callee: DeploymentHandle | Sleeper, method: str, *args
 
 
 async def stream(part: str, callee: DeploymentHandle | Sleeper, method: str, *args: object) -> AsyncGenerator[Any]:
-    """The items of the generator `callee.method(*args)`. Closing this closes that one, wherever it is."""
+    """The items of the generator `callee.method(*args)`. Closing this closes that one, wherever it is.
+
+    Those of a Sleeper beat (deployments/beating.py): silence is an Unavailable, too.
+    """
     handle = callee.handle if isinstance(callee, Sleeper) else callee
     items = getattr(handle.options(stream=True), method).remote(*args)
     try:
-        if isinstance(callee, Sleeper) and (first := await callee.first(anext(items, None))) is not None:
-            yield first
-        async for item in items:
-            yield item
+        if isinstance(callee, Sleeper):
+            first = await callee.first(anext(items, None))
+            if first is not None and not isinstance(first, Beat):
+                yield first
+            async for item in living(part, items):
+                yield item
+        else:
+            async for item in items:
+                yield item
     except FOREIGN as exc:
         raise translated(part, exc) from exc
     finally:

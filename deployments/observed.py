@@ -1,11 +1,14 @@
 """A part as a deployment runs it: its log goes to Serve's, its numbers to Ray. The part itself knows of neither."""
 
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
 from typing import Any
 
 import ray
 
 from app.errors import Misconfigured
 from app.settings import Secrets
+from deployments.beating import beating
 from deployments.logs import join_serve
 from deployments.metrics import Published
 
@@ -16,7 +19,7 @@ def observed(part: type, gauges: str | None = None, *, database: bool = False) -
     """The same class, for `serve.deployment`. database: it works on PostgreSQL, which its node must reach.
 
     gauges: the name under which its `stats()` are published, with each health check, which Serve makes every ten
-    seconds on every replica.
+    seconds on every replica. What a part generates beats on its way: deployments/beating.py.
     """
     base: Any = part
 
@@ -38,7 +41,13 @@ def observed(part: type, gauges: str | None = None, *, database: bool = False) -
                 cards = await self.cards()
                 published.adapters((card.name, version) for card in cards for version in card.adapters)
 
-    made = Measured if gauges else Observed
+    class Beating(Measured):
+        async def generate(self, *args: Any) -> AsyncGenerator[Any]:
+            async with aclosing(beating(super().generate(*args))) as items:
+                async for item in items:
+                    yield item
+
+    made = Beating if hasattr(part, "generate") else Measured if gauges else Observed
     made.__name__, made.__qualname__, made.__doc__ = part.__name__, part.__qualname__, part.__doc__
     return made
 
