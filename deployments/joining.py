@@ -45,6 +45,7 @@ def environment(home: Path) -> None:
         "RAY_SERVE_REPLICA_GRPC_MAX_MESSAGE_LENGTH": str(2**31 - 1),  # else 4 MiB: the guard limits, with a clear error
         "RAY_SERVE_ENABLE_DIRECT_INGRESS": "0",  # it would open the gateway's own port on all interfaces
         "RAY_ENABLE_UV_RUN_RUNTIME_ENV": "0",
+        "GRPC_ENABLE_FORK_SUPPORT": "0",  # uvloop forks; gRPC then starts threads in the child, and it crashes at times
     }.items():
         os.environ.setdefault(name, value)
 

@@ -125,7 +125,9 @@ def test_nodes_get_the_environment_that_mindfu_serve_makes(tmp_path: Path):
         [sys.executable, "-c", script], capture_output=True, text=True, env=nothing, cwd=ROOT, check=True
     )
     made = dict(
-        line.split("=", 1) for line in done.stdout.splitlines() if line.startswith(("RAY_", "MINDFU_", "OTEL_"))
+        line.split("=", 1)
+        for line in done.stdout.splitlines()
+        if line.startswith(("RAY_", "MINDFU_", "OTEL_", "GRPC_"))
     )
     assert made.keys() - given.keys() == {"RAY_ADDRESS"}  # a cluster's commands say it themselves
     own = {"MINDFU_HOME", "MINDFU_PARAMS", "RAY_AUTH_TOKEN_PATH"}  # places
@@ -133,6 +135,9 @@ def test_nodes_get_the_environment_that_mindfu_serve_makes(tmp_path: Path):
         name: made[name] for name in made.keys() & given.keys() - own
     }
     assert "RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH" in made
+    assert (
+        made["GRPC_ENABLE_FORK_SUPPORT"] == "0"
+    )  # of 600 children that uvloop forked beside gRPC's threads, 9 crashed
     assert joining.TRACING.items() <= made.items()
 
 
