@@ -172,16 +172,18 @@ class Gateway:
         """See which models are loaded. While the engine does not answer or is let sleep, what was seen last stands."""
         with suppress(TimeoutError, MindFuError):
             async with asyncio.timeout(HEALTH_TIMEOUT_S):
-                standing = await self._standing()
-                if not standing.running and standing.sleeps:
-                    self.cards = {name: card.model_copy(update=UNLOADED) for name, card in self.cards.items()}
-                elif self._may_ask(standing):
+                if self._may_ask(await self._standing()):
                     await self._refresh()
 
     async def _standing(self) -> Standing:
-        """Of the language model. Where Serve's controller says nothing, it is taken for one that is always there."""
+        """Of the language model, whose cards say so. Where Serve's controller says nothing, it is taken for one that is
+        always there.
+        """
         try:
-            return await self.llm.standing()
+            standing = await self.llm.standing()
+            if standing.sleeps and not standing.running:
+                self.cards = {name: card.model_copy(update=UNLOADED) for name, card in self.cards.items()}
+            return standing
         except (TimeoutError, RayError, RayServeException) as error:
             log.warning("Serve does not say how many replicas there are: %s", error)
             return Standing(running=1)

@@ -68,7 +68,7 @@ def standing(details: dict[str, Any]) -> Standing:
     return Standing(
         running=_count(details["replicas"], "RUNNING"),
         starting=len(starting),
-        nodeless=sum(replica["node_id"] is None for replica in starting),
+        nodeless=sum(replica.get("node_id") is None for replica in starting),  # left out until there is one
         since=min((replica["start_time_s"] for replica in starting), default=0.0),
         sleeps=scaling.get("min_replicas") == 0,
         trouble=details["message"] if details["status"] in TROUBLED else "",

@@ -11,7 +11,7 @@ from deployments.calls import call, stream
 from deployments.waking import Sleeper, Standing, standing
 from tests.gateway import Local
 
-REPLICA = {"state": "STARTING", "node_id": None, "start_time_s": 1000.0}
+REPLICA = {"state": "STARTING", "start_time_s": 1000.0}
 
 
 def details(*replicas: dict[str, Any], least: int = 0, status: str = "HEALTHY") -> dict[str, Any]:
