@@ -15,17 +15,23 @@ from app.vllm.settings import VllmSettings
 from app.vllm.source import INSTALL
 
 RESIDENT = 4  # champion, previous, staged, and one on trial
+SPARE = 4  # places of adapters that are going, and an empty one
 PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # vLLM tells its makers of every start otherwise
 LONGEST = 300  # characters of a reason
 
 
-def arguments(folder: Path, settings: VllmSettings) -> dict[str, Any]:
-    """What AsyncEngineArgs is made with. Every setting of ours is in it, or in what is made of tokens here."""
-    parallel = settings.tensor_parallel_size
+def arguments(folder: Path, settings: VllmSettings, *, cpu: bool = False) -> dict[str, Any]:
+    """What AsyncEngineArgs is made with. Every setting of ours is in it, or in what is made of tokens here.
+
+    cpu: for vLLM's kernels for CPUs. They read the adapter of an answer that has none from the last place, which must
+    be empty therefore (`bgmv_expand` of 0.29 takes index -1 from the end): there are more places than adapters.
+    """
+    parallel, loaded = settings.tensor_parallel_size, RESIDENT + settings.adapters
+    together = max(settings.adapters_together, loaded + SPARE if cpu else 1)
     lora = {
         "enable_lora": True,
-        "max_loras": settings.adapters_together,
-        "max_cpu_loras": max(settings.adapters_together, RESIDENT + settings.adapters),
+        "max_loras": together,
+        "max_cpu_loras": max(together, loaded),
         "max_lora_rank": settings.max_lora_rank,
     }
     return {
@@ -60,9 +66,11 @@ def start(folder: Path, settings: VllmSettings, stats: Callable[..., Any]) -> An
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
-    memory.check(folder, settings, _gpus())
+    gpus = _gpus()
+    memory.check(folder, settings, gpus)
     try:
-        return AsyncLLM.from_engine_args(AsyncEngineArgs(**arguments(folder, settings)), stat_loggers=[stats])
+        told = AsyncEngineArgs(**arguments(folder, settings, cpu=not gpus))
+        return AsyncLLM.from_engine_args(told, stat_loggers=[stats])
     except Exception as error:  # vLLM raises whatever it meets: KeyError of an architecture, RuntimeError of CUDA
         raise Misconfigured("llm", f"vLLM does not start with {folder}: {reason(error)}", REMEDY) from error
 

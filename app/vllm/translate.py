@@ -1,11 +1,14 @@
 """A request of the contract as vLLM takes it: the arguments of its SamplingParams. Pure, and without vLLM."""
 
 import json
+import re
 from typing import Any
 
 from app.errors import InvalidRequest
 from app.llama.constraint import Calls, Constraint
 from app.messages import Sampling
+
+ESCAPES = re.compile(r"\\(?:x([0-9A-Fa-f]{2})|.)")
 
 
 def sampling_arguments(
@@ -39,21 +42,28 @@ def sampling_arguments(
 
 
 def structured_outputs(rule: Constraint | None) -> dict[str, str] | None:
-    """What StructuredOutputsParams is made with: the very grammars that llama.cpp is given, which XGrammar reads too.
+    """What StructuredOutputsParams is made with: the grammars that llama.cpp is given, as XGrammar reads them.
 
     Calls that a model begins itself are held to their schemas from their opening mark on.
     """
     if rule is None:
         return None
     if rule.grammar is not None:
-        return {"grammar": rule.grammar}
+        return {"grammar": ebnf(rule.grammar)}
     return {"structural_tag": json.dumps(_tags(rule.calls))} if rule.calls else None
+
+
+def ebnf(gbnf: str) -> str:
+    r"""GBNF in XGrammar's dialect, in which `\x22a` is one character: it reads as many digits as follow."""
+    return ESCAPES.sub(lambda found: f"\\u00{found[1]}" if found[1] else found[0], gbnf)
 
 
 def _tags(calls: Calls) -> dict[str, Any]:
     """XGrammar's structural tag: text as it comes, but for what follows a trigger."""
     mark = calls.syntax.opening
-    tags = [(mark, calls.behind(""))] if mark else list(zip(calls.heads, map(_whole, *_bodies(calls)), strict=True))
+    tags = (
+        [(mark, calls.behind("") or "")] if mark else list(zip(calls.heads, map(_whole, *_bodies(calls)), strict=True))
+    )
     begins = [begin for begin, _ in tags]
     return {
         "type": "structural_tag",
@@ -61,7 +71,7 @@ def _tags(calls: Calls) -> dict[str, Any]:
             "type": "triggered_tags",
             "triggers": [mark] if mark else begins,
             "tags": [
-                {"type": "tag", "begin": begin, "content": {"type": "grammar", "grammar": grammar}, "end": ""}
+                {"type": "tag", "begin": begin, "content": {"type": "grammar", "grammar": ebnf(grammar)}, "end": ""}
                 for begin, grammar in tags
             ],
         },

@@ -52,6 +52,7 @@ def test_every_setting_reaches_vllm():
         "enforce_eager": True, "enable_lora": True, "max_loras": 3, "max_cpu_loras": 6, "max_lora_rank": 32,
     }  # fmt: skip
     assert {name: told[name] for name in expected} == expected
+    assert arguments(Path("/m"), wanted, cpu=True)["max_loras"] == 4 + 2 + 4  # one is always empty
     assert "enable_lora" not in arguments(Path("/m"), settings(lora=False))
 
 

@@ -8,7 +8,7 @@ from app.errors import InvalidRequest
 from app.llama.constraint import constraint
 from app.llama.syntax import Syntax
 from app.messages import Generate, JsonFormat, Message, Sampling, Tool
-from app.vllm.translate import sampling_arguments, structured_outputs
+from app.vllm.translate import ebnf, sampling_arguments, structured_outputs
 
 HERMES = Syntax("hermes", own=True, opening="<tool_call>", closing="</tool_call>", thoughts=None)
 LLAMA = Syntax("llama", own=True, opening="", closing="", thoughts=None)
@@ -51,11 +51,17 @@ def test_a_bias_of_no_token_is_refused():
 
 
 def test_a_form_is_the_grammar_that_llama_cpp_is_given():
-    """XGrammar reads the same notation."""
+    """XGrammar reads the same notation but for escapes."""
     rule = constraint(ASKED.model_copy(update={"response_format": JsonFormat()}), HERMES, thinking=False)
     assert rule is not None
-    assert structured_outputs(rule) == {"grammar": rule.grammar}
+    assert rule.grammar is not None
+    assert structured_outputs(rule) == {"grammar": ebnf(rule.grammar)}
     assert structured_outputs(None) is None
+
+
+def test_escapes_have_four_digits_for_xgrammar():
+    r"""It reads \x with as many digits as follow; a backslash that is meant stays one."""
+    assert ebnf(r'root ::= "\x22a\x22" [^"\\\x7F] "\\x22"') == r'root ::= "\u0022a\u0022" [^"\\\u007F] "\\x22"'
 
 
 @pytest.mark.parametrize(
