@@ -26,7 +26,8 @@ COMMANDS = {
     "Serve": (
         ("serve", "cli_serve:serve", "start everything and answer until Ctrl-C"),
         ("doctor", "cli_doctor:doctor", "look at this machine, and say what to do where something is wrong"),
-        ("check", "cli_serve:check", "say what is wrong with a configuration"),
+        ("check", "cli_serve:check", "say what is wrong with configurations"),
+        ("resolve", "cli_serve:resolve", "print the whole of a profile, for `serve run` and `serve deploy`"),
         ("bench", "cli_bench:bench", "compare models on this machine: speed, time to first token, memory"),
         ("keys", "cli_keys:app", "create, list and revoke API keys"),
         ("stats", "cli_logs:stats", "how much there is, and what it takes"),

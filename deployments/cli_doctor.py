@@ -7,17 +7,18 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
-import yaml
 from pydantic import ValidationError
 from rich.console import Console
 from rich.text import Text
 
 from app import checkup
 from app.checkup import Finding
+from app.errors import Misconfigured
 from app.settings import IMPORT_PATH, Secrets, Settings, home
 from deployments.cli_client import harmless
 from deployments.cli_options import Json
 from deployments.cli_serve import DEFAULT
+from deployments.profiles import resolved
 
 MARKS = {"ok": ("✓", "green"), "warning": ("!", "yellow"), "failure": ("✗", "red")}
 
@@ -79,14 +80,13 @@ def _configuration(config: Path, secrets: Secrets, folder: Path) -> Iterator[Fin
 def _read(config: Path) -> tuple[Settings, str, int]:
     """Settings, host and port of a configuration; the defaults where it is broken, which was told already."""
     try:
-        parsed: Any = yaml.safe_load(config.read_text())
+        parsed: Any = resolved(config)
         http = parsed.get("http_options") or {}
         ours = (one for one in parsed["applications"] if one.get("import_path") == IMPORT_PATH)
         settings = Settings.model_validate(next(ours).get("args") or {})
         return settings, str(http.get("host", "127.0.0.1")), int(http.get("port", 8000))
     except (
-        OSError,
-        yaml.YAMLError,
+        Misconfigured,
         ValidationError,
         LookupError,
         AttributeError,

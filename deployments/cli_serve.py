@@ -1,4 +1,4 @@
-"""`mindfu serve` and `mindfu check`.
+"""`mindfu serve`, `mindfu check` and `mindfu resolve`.
 
 `serve` is `serve run CONFIG` with a Ray of its own around it: it checks the file first, shows what starts, says when it
 answers, and takes everything down on Ctrl-C.
@@ -26,19 +26,34 @@ from app.vllm import source as folders
 from app.vllm.settings import VllmSettings
 from deployments.cli_options import Json
 from deployments.joining import NAMESPACE, any_agent_port, environment, hush, noted
+from deployments.profiles import resolved
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
 DEFAULT = Path("serve_config.yaml")
 
 Config = Annotated[Path, typer.Argument(help="The configuration.")]
+Configs = Annotated[
+    list[Path] | None, typer.Argument(help="The configurations; serve_config.yaml where none is named.")
+]
 
 
-def check(config: Config = DEFAULT, *, as_json: Json = False) -> int:
-    """Say what is wrong with a configuration.
+def check(configs: Configs = None, *, as_json: Json = False) -> int:
+    """Say what is wrong with configurations.
 
-    Exit status 0: nothing; 2: something.
+    Exit status 0: nothing; 2: something. With --json there is an object on a line for each.
     """
+    return max([_checked(config, as_json=as_json) for config in configs or [DEFAULT]])
+
+
+def resolve(config: Config = DEFAULT, *, as_json: Json = False) -> int:
+    """Print the whole of a profile, for `serve run` and `serve deploy`, which know no `extends`."""
+    whole = resolved(config)
+    print(json.dumps(whole) if as_json else yaml.safe_dump(whole, sort_keys=False).rstrip("\n"))
+    return 0
+
+
+def _checked(config: Path, *, as_json: bool = False) -> int:
     from deployments.config import problems  # Ray takes a second to import, and reads its environment then
 
     found = problems(config, Secrets.from_env(), home())
@@ -68,9 +83,9 @@ def serve(config: Config = DEFAULT, *, as_json: Json = False) -> int:
 
 def _served(config: Path, tell: Callable[..., None]) -> int:
     environment(home())  # first: Ray reads it when it is imported
-    if check(config):
+    if _checked(config):
         return 2
-    parsed = yaml.safe_load(config.read_text())
+    parsed = resolved(config)
     http = parsed.get("http_options", {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
     if not is_free(host, port):
@@ -81,7 +96,7 @@ def _served(config: Path, tell: Callable[..., None]) -> int:
     except Misconfigured as exc:
         print(exc, file=sys.stderr)
         return 2
-    with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(config, address) as process:
+    with contextlib.suppress(KeyboardInterrupt), _ray() as address, _serve_run(_whole(parsed), address) as process:
         url = f"http://{'127.0.0.1' if host == '0.0.0.0' else host}:{port}"  # noqa: S104 - a comparison
         if not _wait_until_running(process):
             return 1
@@ -93,6 +108,13 @@ def _served(config: Path, tell: Callable[..., None]) -> int:
             return 1
     tell("stopped", "MindFu stopped.")
     return 0
+
+
+def _whole(config: dict[str, Any]) -> Path:
+    """A file in the home with the whole of a configuration: Serve's own parser knows no profiles."""
+    file = home() / "served.yaml"
+    file.write_text(yaml.safe_dump(config, sort_keys=False), encoding="utf-8")
+    return file
 
 
 def _find_models(config: dict[str, Any]) -> None:

@@ -8,7 +8,6 @@ from ipaddress import ip_address
 from pathlib import Path
 from typing import Any
 
-import yaml
 from pydantic import BaseModel, ValidationError
 from ray.serve.schema import ServeDeploySchema
 
@@ -18,6 +17,7 @@ from app.settings import ENGINES, IMPORT_PATH, LLMSettings, Secrets, Settings, T
 from app.tools.catalogue import own
 from app.tools.sandbox import shared
 from app.vllm.settings import VllmSettings
+from deployments.profiles import resolved
 
 DEPLOYMENTS = (
     "Gateway",
@@ -40,11 +40,9 @@ def problems(path: Path, secrets: Secrets, home: Path) -> list[str]:
     home: the folder that may hold keys.
     """
     try:
-        config = yaml.safe_load(path.read_text())
-    except (OSError, yaml.YAMLError) as exc:
-        return [f"{path} cannot be read: {exc}"]
-    if not isinstance(config, dict):
-        return [f"{path} must hold a mapping with the key 'applications'"]
+        config = resolved(path)
+    except Misconfigured as exc:
+        return [str(exc)]
     if "cluster_name" in config:
         from deployments import clusters  # and Ray's autoscaler, which no gateway needs
 

@@ -57,7 +57,12 @@ def head(path: Path) -> dict[str, Any]:
 
 def need(path: Path, settings: LLMSettings) -> Need:
     """What the model of a GGUF takes. Raises Misconfigured for a cache type that does not fit it."""
-    sizes = Sizes(head(path))
+    return needed(head(path), path.stat().st_size, settings)
+
+
+def needed(metadata: Mapping[str, Any], weights: int, settings: LLMSettings) -> Need:
+    """The same of a GGUF that need not be here. metadata: as `head` reads it. weights: the bytes of its file."""
+    sizes = Sizes(metadata)
     cells = settings.cache_tokens or settings.slots * settings.window
     types = ((settings.cache_type_k, sizes.key_length), (settings.cache_type_v, sizes.value_length))
     cache_bytes = sum(cells * heads * _row_bytes(kind, length) for heads in sizes.kv_heads for kind, length in types)
@@ -65,7 +70,7 @@ def need(path: Path, settings: LLMSettings) -> Need:
     scores = 0 if settings.flash_attention != "off" else sizes.heads * cells
     buffers = rows * 4 * (6 * sizes.embedding + 3 * sizes.feed_forward + cells + scores)
     outputs = 4 * sizes.vocabulary * settings.slots * 2
-    return Need(path.stat().st_size, cache_bytes, buffers + outputs)
+    return Need(weights, cache_bytes, buffers + outputs)
 
 
 class Sizes:

@@ -1,5 +1,6 @@
 """The `mindfu` command as a whole: what it lists, how it ends, and that nobody waits for modules that are not used."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -8,6 +9,7 @@ from typing import Any
 
 import pytest
 import typer
+import yaml
 from rich.console import Console
 
 from app.errors import Unavailable
@@ -106,6 +108,19 @@ def test_a_configuration_is_checked_for_people_and_programs(tmp_path: Path, caps
     assert "http_options" in capsys.readouterr().err
     assert mindfu("check", str(file), "--json") == 2
     assert '"problems": ["http_optoins' in capsys.readouterr().out
+
+
+def test_the_whole_of_a_profile_is_printed(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """As YAML that `serve run` takes, and as JSON."""
+    (tmp_path / "base.yaml").write_text("http_options: {host: 127.0.0.1}\napplications: []\n")
+    (tmp_path / "profile.yaml").write_text("extends: base.yaml\nhttp_options: {port: 1}\n")
+    whole = {"http_options": {"host": "127.0.0.1", "port": 1}, "applications": []}
+    assert mindfu("resolve", str(tmp_path / "profile.yaml")) == 0
+    assert yaml.safe_load(capsys.readouterr().out) == whole
+    assert mindfu("resolve", str(tmp_path / "profile.yaml"), "--json") == 0
+    assert json.loads(capsys.readouterr().out) == whole
+    assert mindfu("resolve", str(tmp_path / "nowhere.yaml")) == 1
+    assert "nowhere.yaml: it cannot be read" in capsys.readouterr().err
 
 
 def test_the_documentation_names_every_command():
