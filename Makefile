@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve test check bench clients cluster-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
+.PHONY: help install serve vllm test check bench clients cluster-test train-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -31,6 +31,9 @@ help: ## list the commands
 serve: $(VENV)/serving ## install what is missing, start Ray and the graph, answer on 127.0.0.1:11434
 	@$(BIN)/mindfu serve $(CONFIG)
 
+vllm: $(VENV)/vllm ## the same on vLLM, which it installs: profiles/vllm.yaml, or CONFIG=profiles/vllm-awq.yaml
+	@$(BIN)/mindfu serve $(if $(filter serve_config.yaml,$(CONFIG)),profiles/vllm.yaml,$(CONFIG))
+
 test: $(VENV)/testing ## install what is missing, lint, type-check, run every test
 	@$(MAKE) --no-print-directory check
 	@echo "== tests" && $(BIN)/pytest
@@ -40,7 +43,8 @@ check: $(VENV)/testing ## format, lint and types only
 	@echo "== format" && $(BIN)/ruff format --check .
 	@echo "== lint" && $(BIN)/ruff check .
 	@echo "== types" && $(BIN)/mypy
-	@echo "== configuration" && $(BIN)/mindfu check serve_config.yaml
+	@echo "== configuration" && MINDFU_API_KEY=checked $(BIN)/mindfu check serve_config.yaml profiles/*.yaml \
+		docker/*.yaml cluster/serve.yaml cluster.yaml cluster/gcp.yaml cluster/hosts.yaml
 
 bench: $(VENV)/testing ## the serving benchmark; others are in benchmarks/
 	@$(BIN)/python -m benchmarks.serving
@@ -51,6 +55,9 @@ clients: $(VENV)/testing ## install real clients (Claude CLI, Codex, Vibe, SDKs)
 
 cluster-test: $(VENV)/testing ## several machines in namespaces (root, sshd, rsync): from zero, and nodes lost under load
 	@$(BIN)/pytest -m cluster -s tests/cluster
+
+train-test: $(VENV)/testing ## a run from an upload to an adapter that answers, in a running server; a killed worker (3 minutes)
+	@$(BIN)/pytest -m training tests/integration/test_tune.py tests/acceptance/test_training.py
 
 # Exit status 3 of the installer: this build of vLLM cannot be had here.
 vllm-test: $(VENV)/testing ## what every engine owes, on real vLLM for CPUs (beside .venv; skipped where it cannot be had)
@@ -123,6 +130,12 @@ $(VENV)/serving: $(VENV)/llama pyproject.toml uv.lock
 $(VENV)/training: $(VENV)/serving
 	@echo "== installing what training needs"
 	@$(SYNC) --no-dev --extra train
+	@touch $@
+
+# With PyTorch from the lock: vLLM is compiled against that build.
+$(VENV)/vllm: $(VENV)/serving
+	@echo "== installing vLLM for NVIDIA GPUs (gigabytes)"
+	@$(UV) sync --quiet --frozen --inexact --no-install-package llama-cpp-python --no-dev --extra vllm
 	@touch $@
 
 $(VENV)/testing: $(VENV)/serving

