@@ -37,6 +37,9 @@ def arguments(folder: Path, settings: VllmSettings, *, cpu: bool = False) -> dic
     return {
         "model": str(folder),
         "served_model_name": settings.name,
+        "config_format": "hf",  # vLLM would take Mistral's own files first where both are there, and read other tokens
+        "tokenizer_mode": "hf",
+        "load_format": "auto" if settings.quantization == "bitsandbytes" else "safetensors",
         "max_model_len": settings.window,
         "max_num_seqs": settings.slots,
         "max_num_batched_tokens": settings.batch_tokens,

@@ -52,6 +52,7 @@ def test_every_setting_reaches_vllm():
         "enforce_eager": True, "enable_lora": True, "max_loras": 3, "max_cpu_loras": 6, "max_lora_rank": 32,
     }  # fmt: skip
     assert {name: told[name] for name in expected} == expected
+    assert (told["config_format"], told["tokenizer_mode"], told["load_format"]) == ("hf", "hf", "auto")
     assert arguments(Path("/m"), wanted, cpu=True)["max_loras"] == 4 + 2 + 4  # one is always empty
     assert "enable_lora" not in arguments(Path("/m"), settings(lora=False))
 
@@ -120,7 +121,10 @@ def test_the_size_of_a_model_is_read_from_the_heads_of_its_files(folder: Path):
     found = source.parameters(folder)
     assert found is not None
     assert found > 2 * 273 * CHAIN.embedding
-    assert source.weights_bytes(folder) > 4 * found
+    size = source.weights_bytes(folder)
+    assert size > 4 * found
+    (folder / "consolidated.safetensors").write_bytes(b"the same in Mistral's own format")
+    assert source.weights_bytes(folder) == size
     assert source.described(folder) == "LlamaForCausalLM on vLLM"
 
 
