@@ -203,8 +203,12 @@ class Context:
         """
         if not self._load(target, saved):
             return None
-        self.cut(target, length)
-        return length if self._whole(target, length) else 0
+        return length if self.shorten(target, length) else 0
+
+    def shorten(self, sequence: int, length: int) -> bool:
+        """Leave a sequence its first tokens. False, and it is empty, where it does not have all (a sliding window)."""
+        self.cut(sequence, length)
+        return self._whole(sequence, length)
 
     def _load(self, target: int, saved: NDArray[np.uint8]) -> bool:
         if C.llama_state_seq_set_data(self.handle, _bytes(saved), len(saved), target):

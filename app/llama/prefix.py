@@ -1,7 +1,8 @@
 """The prefix cache: which sequences of the KV cache hold which tokens. Pure bookkeeping, one thread at a time.
 
 What a finished request leaves behind stays until its place is needed, the least recently used first, and then moves to
-the stash; at once, where sequences do not share their cells. A new request shares the longest beginning that it has in
+the stash; at once, where sequences do not share their cells, which then stay as well until another one takes the
+sequence. A new request shares the longest beginning that it has in
 common with any sequence, running, kept or stashed, of the same owner: cells depend on the adapter, and another tenant's
 must not show in counts or times.
 """
@@ -19,10 +20,14 @@ WORTH_COPYING = 32  # tokens: fewer are decoded again as fast
 class Cells(Protocol):
     """The KV cache.
 
-    share: give a free sequence the first `length` tokens of another, False where it cannot; copy: all of them; save:
-    copy a sequence out; restore: give a free sequence the first `length` tokens of a copy; 0 where it lacks some, None
-    for want of room.
+    shared: by all sequences; else each has cells of its own. share: give a free sequence the first `length` tokens of
+    another, False where it cannot; copy: all of them; save: copy a sequence out; restore: give a free sequence the
+    first `length` tokens of a copy; 0 where it lacks some, None for want of room; shorten: to its first `length`
+    tokens, False, and it is empty, where it lacks some.
     """
+
+    @property
+    def shared(self) -> bool: ...
 
     def share(self, source: int, target: int, length: int) -> bool: ...
 
@@ -31,6 +36,8 @@ class Cells(Protocol):
     def save(self, sequence: int) -> CellBytes: ...
 
     def restore(self, target: int, saved: CellBytes, length: int) -> int | None: ...
+
+    def shorten(self, sequence: int, length: int) -> bool: ...
 
     def forget(self, sequence: int) -> None: ...
 
@@ -47,7 +54,7 @@ class Holding(NamedTuple):
 class PrefixCounts:
     """What the prefix cache holds and did."""
 
-    kept_sequences: int = 0
+    kept_sequences: int = 0  # and those in which cells of their own still lie
     kept_tokens: int = 0  # of distinct beginnings
     hit_tokens: int = 0  # of prompts, that needed no prefill
     evictions: int = 0  # sequences whose cells were needed for others
@@ -65,6 +72,7 @@ class PrefixCache:
         self._cells, self._limit, self._stash = cells, limit, Stash(stash)
         self._free = list(range(sequences))  # in order
         self._kept: dict[int, Holding] = {}  # by sequence, the least recently used first
+        self._left: dict[int, Tokens] = {}  # what free sequences still hold, besides the stash: with cells of their own
         self.shares = shares
         self.counts = PrefixCounts()
 
@@ -77,6 +85,9 @@ class PrefixCache:
         saved, longer = self._stash.longest(owner, prompt[:-1])
         if donor in self._kept:
             self._touch(donor)
+        if saved and longer >= length + WORTH_COPYING and (sequence := self._resume(saved, longer)) is not None:
+            self.counts.hit_tokens += longer
+            return sequence, longer
         sequence = self.take()
         if saved and longer >= length + WORTH_COPYING:
             length = self._restore(sequence, saved, longer)
@@ -89,7 +100,11 @@ class PrefixCache:
         """An empty sequence, the first one."""
         if not self._free:
             self.evict()
-        return self._free.pop(0)
+        sequence = self._free.pop(0)
+        if self._left.pop(sequence, None) is not None:
+            self._cells.forget(sequence)
+            self._count()
+        return sequence
 
     def close_gap(self, sequence: int) -> int:
         """Move a running sequence to the first free one, where that comes before it. Returns where it is then."""
@@ -111,12 +126,16 @@ class PrefixCache:
             if common == len(other.tokens):
                 self._remove(other)
         if not 0 < len(holding.tokens) <= self._limit:
-            self._save(holding)
-            self.drop(holding.sequence)
+            if self._save(holding) and not self._cells.shared:
+                self._left[holding.sequence] = holding.tokens
+                insort(self._free, holding.sequence)
+                self._count()
+            else:
+                self.drop(holding.sequence)
             return
         self.counts.kept_tokens += self._own(holding)
         self._kept[holding.sequence] = holding
-        self.counts.kept_sequences = len(self._kept)
+        self._count()
         while self.counts.kept_tokens > self._limit:
             self.evict()
 
@@ -146,10 +165,27 @@ class PrefixCache:
         self._stash.disown(of_it)
         self.counts.stashed_bytes = self._stash.bytes
 
-    def _save(self, holding: Holding) -> None:
-        if self.shares and len(holding.tokens) >= WORTH_COPYING:
-            self._stash.put(holding.owner, holding.tokens, lambda: self._cells.save(holding.sequence))
-            self.counts.stashed_bytes = self._stash.bytes
+    def _save(self, holding: Holding) -> bool:
+        """Whether it lies in the stash now."""
+        if not self.shares or len(holding.tokens) < WORTH_COPYING:
+            return False
+        saved = self._stash.put(holding.owner, holding.tokens, lambda: self._cells.save(holding.sequence))
+        self.counts.stashed_bytes = self._stash.bytes
+        return saved
+
+    def _resume(self, saved: Saved, length: int) -> int | None:
+        """The free sequence in which what was saved still lies, shortened, without a copy. None where there is none."""
+        sequence = next((free for free, tokens in self._left.items() if tokens is saved.tokens), None)
+        if sequence is None:
+            return None
+        self._stash.touch(saved)
+        self._free.remove(sequence)
+        del self._left[sequence]
+        self._count()
+        if self._cells.shorten(sequence, length):
+            return sequence
+        insort(self._free, sequence)
+        return None
 
     def _restore(self, sequence: int, saved: Saved, length: int) -> int:
         self._stash.touch(saved)
@@ -171,13 +207,16 @@ class PrefixCache:
     def _remove(self, holding: Holding) -> None:
         del self._kept[holding.sequence]
         self.counts.kept_tokens -= self._own(holding)
-        self.counts.kept_sequences = len(self._kept)
+        self._count()
         self.drop(holding.sequence)
 
     def _own(self, holding: Holding) -> int:
         """Tokens that it holds and no other kept sequence does."""
         shared = max((common_prefix(holding.tokens, other.tokens) for other in self._akin(holding)), default=0)
         return len(holding.tokens) - shared
+
+    def _count(self) -> None:
+        self.counts.kept_sequences = len(self._kept) + len(self._left)
 
     def _akin(self, holding: Holding) -> list[Holding]:
         return [other for other in self._kept.values() if other.owner == holding.owner]

@@ -41,18 +41,22 @@ class Stash:
         self._saved: list[Saved] = []  # the least recently used first
         self.bytes = 0
 
-    def put(self, owner: Hashable, tokens: Tokens, save: Callable[[], CellBytes]) -> None:
-        """Keep a sequence, instead of all that are beginnings of it. save: copies its cells, where that is worth it."""
+    def put(self, owner: Hashable, tokens: Tokens, save: Callable[[], CellBytes]) -> bool:
+        """Keep a sequence, instead of all that are beginnings of it. save: copies its cells, where that is worth it.
+
+        False where it is not kept: one that goes on is, or it is larger than all of the stash.
+        """
         if not self._limit or any(self._begins(tokens, one) for one in self._saved if one.owner == owner):
-            return
+            return False
         cells = save()
         if len(cells) > self._limit:
-            return
+            return False
         self._keep_only(lambda one: one.owner != owner or not self._begins(one.tokens, Saved(owner, tokens, cells)))
         self._saved.append(Saved(owner, tokens, cells))
         self.bytes += len(cells)
         while self.bytes > self._limit:
             self.bytes -= len(self._saved.pop(0).cells)
+        return True
 
     def longest(self, owner: Hashable, wanted: Tokens) -> tuple[Saved | None, int]:
         """What begins most like `wanted`, and how many tokens they have in common."""

@@ -335,6 +335,5 @@ async def test_a_window_that_slid_on_is_not_gone_back_to(cells: str, tmp_path: P
     with running(model, **CELLS[cells] and {"prefix_tokens": 1024}, **sizes) as engine:
         ends = [(await answer(engine, request(text)))[1].usage for text in texts]
         assert ends[2].cached_tokens == ends[1].prompt_tokens
-        assert ends[1].cached_tokens == 0 or cells == "shared cells"  # where there is room to keep what slid away
         assert [(await answers(engine, request(text, 2)))[0] for text in texts] == alone
         assert engine.stats().failed == 0

@@ -5,18 +5,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.llama.prefix import Holding, PrefixCache
+from app.llama.prefix import WORTH_COPYING, Holding, PrefixCache
 from app.llama.stash import CellBytes, common_prefix
 
 OWNER = (None, "default")
 
 
 class Table:
-    """The KV cache as the prefix cache may use it: the tokens of each sequence. window: a cache that lost the rest."""
+    """The KV cache as the prefix cache may use it: the tokens of each sequence. window: a cache that lost the rest.
 
-    def __init__(self, window: int = 10**6, room: int = 10**6) -> None:
+    copied: sequences that were put back from copies.
+    """
+
+    def __init__(self, window: int = 10**6, room: int = 10**6, *, shared: bool = True) -> None:
         self.tokens: dict[int, list[int]] = {}
-        self._window, self.room = window, room
+        self._window, self.room, self.shared = window, room, shared
+        self.copied = 0
 
     def share(self, source: int, target: int, length: int) -> bool:
         assert target not in self.tokens, "a sequence in use was handed out"
@@ -33,7 +37,15 @@ class Table:
         if sum(map(len, self.tokens.values())) + len(saved) > self.room:
             return None
         self.tokens[target] = saved[:length].tolist()
+        self.copied += 1
         return length
+
+    def shorten(self, sequence: int, length: int) -> bool:
+        if length > self._window:
+            self.forget(sequence)
+            return False
+        self.tokens[sequence] = self.tokens[sequence][:length]
+        return True
 
     def copy(self, source: int, target: int) -> None:
         assert target not in self.tokens, "a sequence in use was handed out"
@@ -235,6 +247,44 @@ def test_the_stash_of_an_unloaded_adapter_is_given_up():
     prefixes.disown("adapter")
     assert prefixes.counts.stashed_bytes == 0
     assert served(prefixes, table, "a" * 45, ("adapter", "default")) == 0
+
+
+def test_with_cells_of_its_own_a_conversation_goes_on_where_it_lies():
+    """Its sequence is taken as it is; from the copy it comes only where another has taken its place."""
+    table = Table(shared=False)
+    prefixes = cache(table, sequences=1, limit=0, stash=1000)
+    assert [served(prefixes, table, "a" * length) for length in (40, 50, 45)] == [0, 40, 44]
+    assert table.copied == 0
+    served(prefixes, table, "b" * 40)
+    assert served(prefixes, table, "a" * 60) == 50
+    assert table.copied == 1
+    prefixes.disown(None)
+    assert served(prefixes, table, "a" * 60) == 0
+
+
+def test_where_a_sequence_lost_its_beginning_it_is_decoded_again():
+    """A sliding window."""
+    table = Table(window=42, shared=False)
+    prefixes = cache(table, sequences=1, limit=0, stash=1000)
+    served(prefixes, table, "a" * 60)
+    table.restore = lambda target, saved, length: 0  # type: ignore[method-assign]
+    assert served(prefixes, table, "a" * 70) == 0
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(30, 60), st.sampled_from("xy")), max_size=30))
+@settings(max_examples=200, deadline=None)
+def test_cells_of_their_own_never_hold_what_another_asked(requests: list[tuple[str, int, str]]):
+    """Whatever lies in free sequences: a prompt finds its own beginning (see `served`), and all that the stash has."""
+    table = Table(shared=False)
+    prefixes = cache(table, sequences=2, limit=0, stash=10**6)
+    longest: dict[tuple[str, str], int] = {}
+    for letter, length, tenant in requests:
+        found = served(prefixes, table, letter * length, (None, tenant))
+        known = min(longest.get((letter, tenant), 0), length - 1)
+        assert found == (known if known >= WORTH_COPYING else 0)
+        if length >= WORTH_COPYING:
+            longest[letter, tenant] = max(longest.get((letter, tenant), 0), length)
+        assert sorted(prefixes._free) == [0, 1]
 
 
 @given(st.lists(st.tuples(st.text("ab", min_size=1, max_size=8), st.sampled_from("xy")), max_size=30))
