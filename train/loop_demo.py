@@ -41,7 +41,7 @@ MOST, ASKED = 320, 12  # conversations; questions of untouched ones that are ask
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "export": {"sources": True},  # the answers from documents stand behind what the model saw for them
     "split": {"train": 0.7, "validation": 0.1, "test": 0.2},
-    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2.5e-3, "epochs": 8,
+    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2.5e-3, "epochs": 6,
              "window": 384, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 50},
     "evaluate": {"answers": 20, "max_tokens": 48},
     "publish": {"model": MODEL},
@@ -129,6 +129,7 @@ async def demonstrate(url: str, home: Path, chats: Sequence[Chat], began: float)
         _say(began, f"replayed and taught: {dict(done)}")
         async with people.crowd(untouched):
             run = await _ended(people, began)
+        _say(began, f"judged: {run['result'].get('verdict')} {'; '.join(run['result'].get('reasons') or ())}")
         after = await people.first_answers(asked)
         started = time.perf_counter()
         if run["result"].get("promoted"):
