@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import asyncpg
 import pytest
 from engines import answer, answers, asked, until
+from gateway import whole
 from gguf_factory import CHATML, chain_model, constant_adapter, vocabulary
 from hf_factory import chain_folder, constant_lora
 
@@ -23,7 +24,7 @@ from app.desired import Serving
 from app.errors import ContextTooLong, EngineFailed, InvalidRequest, ModelNotFound, Overloaded
 from app.messages import Delta, Done, Generate, JsonFormat, NamedTool, Sampling, Tool
 from app.registry import Registry
-from app.settings import LLMSettings
+from app.settings import LLMSettings, Settings
 from app.vllm.settings import VllmSettings
 
 pytestmark = pytest.mark.integration
@@ -48,6 +49,7 @@ STRICT = Tool(name="weather", parameters=UNIT, strict=True)
 class Subject(NamedTuple):
     """A replica, its engine, and the folder in which adapters lie."""
 
+    settings: LLMSettings | VllmSettings
     replica: Any
     engine: Any
     folder: Path
@@ -63,8 +65,9 @@ def llama_cpp(folder: Path, home: Path) -> Iterator[tuple[Any, Any]]:
     from deployments.llama_cpp import LlamaCpp
 
     chain_model(folder / "m.gguf", said(), template=TEMPLATE)
-    replica = LlamaCpp(LLMSettings(model=str(folder / "m.gguf"), **COMMON, threads=1), home, follow=True)
-    yield replica, replica.shelf.warm()["m"]
+    settings = LLMSettings(model=str(folder / "m.gguf"), **COMMON, threads=1)
+    replica = LlamaCpp(settings, home, follow=True)
+    yield settings, replica, replica.shelf.warm()["m"]
     replica.close()
 
 
@@ -76,8 +79,9 @@ def vllm(folder: Path, home: Path) -> Iterator[tuple[Any, Any]]:
 
     chain_folder(folder / "m", said(), template=TEMPLATE)
     small = {"dtype": "float32", "kv_cache_bytes": 64 * 2**20, "enforce_eager": True, "max_lora_rank": 8}
-    replica = Vllm(VllmSettings(engine="vllm", model=str(folder / "m"), **COMMON, **small), home, follow=True)
-    yield replica, replica.engine
+    settings = VllmSettings(engine="vllm", model=str(folder / "m"), **COMMON, **small)
+    replica = Vllm(settings, home, follow=True)
+    yield settings, replica, replica.engine
     replica.close()
 
 
@@ -92,10 +96,10 @@ async def subject(
     for name, token in {"x": ord("x"), "y": ord("y"), "end": vocabulary()[0].index("<|im_end|>")}.items():
         constant_adapter(folder / f"{name}.gguf", token)
         constant_lora(folder / name, token)
-    with request.param(folder, postgres_home) as (replica, engine):
+    with request.param(folder, postgres_home) as (settings, replica, engine):
         for name in ("x", "end"):
             await engine.load_adapter(name, folder / f"{name}.gguf")
-        yield Subject(replica, engine, folder)
+        yield Subject(settings, replica, engine, folder)
 
 
 @pytest.fixture
@@ -417,6 +421,31 @@ async def test_a_retrained_adapter_is_served_under_its_new_name(subject: Subject
         await until(lambda: "v3" in subject.engine.adapters())
     with pytest.raises(ModelNotFound, match="m:v4"):
         await answer(subject.replica, asked(adapter="v4"))
+
+
+async def test_a_gateway_does_not_know_which_engine_answers(subject: Subject, pool: asyncpg.Pool):
+    """OpenAI's JSON in and out, on every route that asks the engine."""
+    home = subject.replica._home
+    ask = {"model": "m", "messages": [{"role": "user", "content": "hi"}], "temperature": 0, "rag": False}
+    async with whole(home, Settings(llm=subject.settings), subject.replica) as gateway, gateway.http() as http:
+        told = (await http.post("/v1/chat/completions", json=ask | {"max_tokens": 9, "logprobs": True})).json()
+        assert told["choices"][0]["message"]["content"] == "abcdefgé"
+        assert len(told["choices"][0]["logprobs"]["content"]) == told["usage"]["completion_tokens"] == 9
+        streamed = await http.post("/v1/chat/completions", json=ask | {"max_tokens": 9, "stream": True})
+        lines = [json.loads(line[6:]) for line in streamed.text.splitlines() if line.startswith("data: {")]
+        deltas = [line["choices"][0]["delta"] for line in lines if line["choices"]]
+        assert "".join(delta.get("content") or "" for delta in deltas) == "abcdefgé"
+        function = {"name": "weather", "parameters": UNIT}
+        tools = {"tools": [{"type": "function", "function": function}], "tool_choice": "required"}
+        called = (await http.post("/v1/chat/completions", json=ask | tools | {"parallel_tool_calls": False})).json()
+        (call,) = called["choices"][0]["message"]["tool_calls"]
+        assert json.loads(call["function"]["arguments"]) == {"unit": "c"}
+        long = await http.post("/v1/chat/completions", json=ask | {"max_tokens": WINDOW})
+        assert (long.status_code, long.json()["error"]["code"]) == (400, "context_length_exceeded")
+        assert (await http.post("/v1/chat/completions", json=ask | {"model": "m:none"})).status_code == 404
+        assert [one["id"] for one in (await http.get("/v1/models")).json()["data"]][:2] == ["m", "m:base"]
+        assert (await http.get("/models")).json()["models"]
+        assert (await http.get("/health")).status_code == 200
 
 
 async def test_a_closed_replica_is_unhealthy(subject: Subject):

@@ -38,14 +38,6 @@ async def engine(folder: Path) -> AsyncIterator[Engine]:
         yield engine
 
 
-async def test_each_request_is_answered_by_its_adapter(engine: Engine):
-    """Together in one engine, on one copy of the weights."""
-    requests = [asked(max_tokens=20, adapter=adapter) for adapter in (None, "x", "y", None, "x")]
-    texts = [text for text, _ in await asyncio.gather(*[answer(engine, request) for request in requests])]
-    assert texts == ["abcdefghijklmnopqrst", "x" * 20, "y" * 20, "abcdefghijklmnopqrst", "x" * 20]
-    assert engine.adapters() == ("x", "y")
-
-
 async def test_cells_are_not_shared_between_adapters(engine: Engine):
     """The same prompt was read with other weights."""
     await answer(engine, asked("the same " * 9, max_tokens=3))

@@ -176,27 +176,3 @@ async def test_what_cannot_be_honoured_is_refused_by_its_name(fields: dict[str, 
         with pytest.raises(InvalidRequest) as refusal:
             await told(engine, asked(**{"tools": (TOOL,), **fields}))
         assert refusal.value.param == param
-
-
-async def test_biases_change_what_comes(tmp_path: Path):
-    """A token may be forbidden, or all but one."""
-    (a,), (z,) = tokens("a"), tokens("z")
-    with running(says(tmp_path, "abc", "<|im_end|>"), window=1024) as engine:
-        assert "a" not in (await told(engine, asked(sampling=Sampling(temperature=0, logit_bias={a: -100}))))[1][:1]
-        biased = Sampling(temperature=0, logit_bias={z: 100})
-        assert (await told(engine, asked(sampling=biased, max_tokens=4)))[1] == "zzzz"
-        endless = Sampling(temperature=0, ignore_eos=True)
-        assert (await told(engine, asked(sampling=endless, max_tokens=9)))[3].finish_reason == "length"
-
-
-async def test_likelihoods_are_the_models_own(tmp_path: Path):
-    """Of 268 tokens one has a logit of 17 and the others 0; what was asked of the sampler does not count."""
-    with running(says(tmp_path, "abc", "<|im_end|>"), window=1024) as engine:
-        request = asked(logprobs=2, sampling=Sampling(temperature=0, top_k=1))
-        items = [item async for item in engine.generate(request)]
-        found = [each for item in items if isinstance(item, Delta) for each in item.logprobs]
-        assert [each.chosen.data for each in found] == [b"a", b"b", b"c"]
-        for each in found:
-            assert each.chosen == each.top[0]
-            assert each.chosen.logprob == pytest.approx(0.0, abs=1e-3)
-            assert each.top[1].logprob == pytest.approx(-17.0, abs=0.5)

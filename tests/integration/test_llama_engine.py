@@ -1,4 +1,4 @@
-"""The engine on real llama.cpp, with models made on the spot: one of random weights, and one that says a fixed text."""
+"""Real llama.cpp, beyond what every engine owes (test_engine_contract.py): random weights, and a fixed text."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ import pytest
 from gguf_factory import chain_model, random_model, vocabulary
 
 from app.deltas import Item, Stream
-from app.errors import ContextTooLong, EngineFailed, InvalidRequest, Misconfigured, Overloaded
+from app.errors import ContextTooLong, EngineFailed, InvalidRequest, Misconfigured
 from app.llama.admission import Admission
 from app.llama.answer import Answer
 from app.llama.context import Context
@@ -104,24 +104,6 @@ def sequences_held(engine: Engine) -> int:
     return sum(engine._context.held(sequence) > 0 for sequence in range(engine._context.outputs))
 
 
-async def test_a_chat_is_answered_with_usage_and_timings(start: Start, alphabet_gguf: Path):
-    """Text, then one record of how it ended, by the model's own tokenizer."""
-    engine = start(alphabet_gguf)
-    request = asked(max_tokens=30)
-    text, done = await answer(engine, request)
-    assert text == "abcdefghijklmnopqrstuvwxyzabcd"
-    assert done.finish_reason == "length"
-    assert done.usage.completion_tokens == 30
-    assert done.usage.prompt_tokens == (await engine.measure(request, ())).prompt_tokens
-    assert min(done.timings.queued_s, done.timings.prefill_s, done.timings.decode_s) >= 0
-
-
-async def test_a_text_is_continued(start: Start, alphabet_gguf: Path):
-    """A prompt is no chat: the answer goes on where it ends."""
-    text, _ = await answer(start(alphabet_gguf), asked(messages=(), prompt="say abc", max_tokens=3))
-    assert text == "def"
-
-
 async def test_requests_decoded_together_say_what_each_says_alone(start: Start, folder: Path):
     """Eight at a time, of different lengths, joining and leaving in the middle: greedy text is the same.
 
@@ -162,36 +144,6 @@ async def test_who_leaves_frees_slot_and_cells_for_the_next(start: Start, alphab
     assert sequences_held(engine) == stats.kept_sequences
 
 
-async def test_a_reader_who_gives_up_waiting_leaves_the_queue(start: Start, alphabet_gguf: Path):
-    """A cancelled task takes its request along."""
-    engine = start(alphabet_gguf, window=2048, slots=1)
-    running = engine.generate(asked())
-    await first(running)
-    waiting = asyncio.create_task(answer(engine, asked()))
-    await until(lambda: engine.stats().waiting == 1)
-    waiting.cancel()
-    with pytest.raises(asyncio.CancelledError):
-        await waiting
-    assert engine.stats().waiting == 0
-    await running.aclose()
-
-
-async def test_a_full_queue_refuses_before_the_first_token(start: Start, alphabet_gguf: Path):
-    """One decodes, one waits, the third is told to come again."""
-    engine = start(alphabet_gguf, window=2048, slots=1, queue=1)
-    running = engine.generate(asked())
-    await first(running)
-    waiting = asyncio.create_task(answer(engine, asked(max_tokens=1)))
-    await until(lambda: engine.stats().waiting == 1)
-    with pytest.raises(Overloaded) as refused:
-        await answer(engine, asked())
-    assert (refused.value.waiting, refused.value.limit) == (1, 1)
-    assert refused.value.retry_after_s >= 1.0
-    assert engine.stats().refused == 1
-    await running.aclose()
-    await waiting
-
-
 async def test_a_prompt_over_the_window_is_refused_with_both_numbers(start: Start, alphabet_gguf: Path):
     """Nothing is ever cut off in silence, neither prompt nor answer."""
     engine = start(alphabet_gguf)
@@ -207,23 +159,6 @@ async def test_without_a_limit_the_answer_ends_at_the_window(start: Start, alpha
     """Prompt and answer together fill it, to the token."""
     _, done = await answer(start(alphabet_gguf), asked())
     assert (done.finish_reason, done.usage.prompt_tokens + done.usage.completion_tokens) == ("length", 256)
-
-
-async def test_a_stop_string_across_tokens_never_shows(start: Start, alphabet_gguf: Path):
-    """Each letter is a token: what could become the stop string is held back, and it is not part of the answer."""
-    engine = start(alphabet_gguf)
-    text, done = await answer(engine, asked(stop=("nowhere", "def")))
-    assert (text, done.finish_reason, done.usage.completion_tokens) == ("abc", "stop", 6)
-    text, done = await answer(engine, asked(stop=("defx",), max_tokens=5))
-    assert (text, done.finish_reason) == ("abcde", "length")
-
-
-async def test_the_end_of_turn_token_ends_the_answer(start: Start, folder: Path):
-    """It is neither text nor counted."""
-    tokens = vocabulary()[0]
-    path = chain_model(folder / "ends.gguf", [tokens.index("h"), tokens.index("i"), tokens.index("<|im_end|>")])
-    text, done = await answer(start(path), asked())
-    assert (text, done.finish_reason, done.usage.completion_tokens) == ("hi", "stop", 2)
 
 
 async def test_a_delta_never_splits_a_character(start: Start, folder: Path):
