@@ -44,7 +44,7 @@ async def stream(part: str, callee: DeploymentHandle | Sleeper, method: str, *ar
     items = getattr(handle.options(stream=True), method).remote(*args)
     try:
         if isinstance(callee, Sleeper):
-            first = await callee.first(anext(items, None))
+            first = await callee.first(anext(items, None), beats=True)
             if first is not None and not isinstance(first, Beat):
                 yield first
             async for item in living(part, items):

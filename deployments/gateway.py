@@ -181,12 +181,12 @@ class Gateway:
         """
         try:
             standing = await self.llm.standing()
-            if standing.sleeps and not standing.running:
-                self.cards = {name: card.model_copy(update=UNLOADED) for name, card in self.cards.items()}
-            return standing
         except (TimeoutError, RayError, RayServeException) as error:
             log.warning("Serve does not say how many replicas there are: %s", error)
             return Standing(running=1)
+        if standing.sleeps and not standing.running:
+            self.cards = {name: card.model_copy(update=UNLOADED) for name, card in self.cards.items()}
+        return standing
 
     def _may_ask(self, standing: Standing) -> bool:
         """Whether the engine may be asked what nobody needs: one that may sleep, only while people ask it, too."""

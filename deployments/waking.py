@@ -15,7 +15,7 @@ from typing import Any, Literal, NamedTuple, TypeVar
 from ray.serve.context import _get_global_client
 from ray.serve.handle import DeploymentHandle
 
-from app.errors import Starting
+from app.errors import Starting, Unavailable
 
 RECENT_S = 30.0
 LOOK_TIMEOUT_S = 5.0
@@ -102,8 +102,11 @@ class Sleeper:
         """Whether somebody asked it within RECENT_S: then another question does not keep it awake much longer."""
         return time.monotonic() - self._asked_at < RECENT_S
 
-    async def first(self, answer: Awaitable[Answer]) -> Answer:
-        """What a call answers first. Raises Starting where no replica runs after `wait_s`; a busy one is waited for."""
+    async def first(self, answer: Awaitable[Answer], *, beats: bool = False) -> Answer:
+        """What a call answers first. Raises Starting where no replica runs after `wait_s`.
+
+        A busy one is waited for; but if it beats (deployments/beating.py), a silent one is lost: raises Unavailable.
+        """
         started = self._asked_at = time.monotonic()
         waiting = asyncio.ensure_future(answer)
         try:
@@ -111,6 +114,8 @@ class Sleeper:
                 found = await self.standing()
                 if not found.running:
                     raise Starting(self._part, found.stage, time.monotonic() - started, found.trouble)
+                if beats:
+                    raise Unavailable(self._part, f"none of its replicas took the request within {self._wait_s:g} s")
             await self._greeted()
             return waiting.result()
         finally:

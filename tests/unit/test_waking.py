@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.errors import Starting
+from app.errors import Starting, Unavailable
 from deployments.calls import call, stream
 from deployments.waking import Sleeper, Standing, standing
 from tests.gateway import Local
@@ -109,6 +109,13 @@ async def test_a_busy_replica_is_waited_for():
     """A queue is no sleep: what an engine has taken is not given up."""
     held = sleeper(Engine(), Standing(running=1), Standing(running=1), Standing(running=1))
     assert await call("language model", held, "card") == "card"
+
+
+async def test_a_stream_that_no_replica_takes_up_is_given_up():
+    """A replica that took it would have beaten by then: its node is cut off, and Serve does not know yet."""
+    items = stream("language model", sleeper(Engine(), Standing(running=1), Standing(running=1)), "generate")
+    with pytest.raises(Unavailable, match=r"none of its replicas took the request within 0\.01 s"):
+        await anext(items)
 
 
 async def test_what_is_known_of_the_model_is_learnt_with_its_first_answer():
