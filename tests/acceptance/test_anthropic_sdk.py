@@ -2,7 +2,8 @@
 
 import anthropic
 import pytest
-from conftest import Server
+
+from tests.acceptance.conftest import Server
 
 QUESTION = [{"role": "user", "content": "What is the weather in Paris?"}]
 WEATHER: anthropic.types.ToolParam = {
