@@ -28,6 +28,9 @@ from app.vllm.translate import sampling_arguments, structured_outputs
 from app.vllm.vocabulary import FolderVocabulary
 
 
+ENDED = "vLLM's engine process has ended"
+
+
 @dataclass(slots=True)
 class Stats:
     """The engine at one moment, and what it did since its start. Names as llama.cpp's, where they mean the same."""
@@ -139,7 +142,7 @@ class Engine:
     def check(self) -> None:
         """Raise EngineFailed where no answer can be expected any more."""
         if self._closed or self._llm.errored:
-            raise EngineFailed("the engine is closed" if self._closed else "vLLM's engine process has ended")
+            raise EngineFailed("the engine is closed" if self._closed else ENDED)
 
     def close(self) -> None:
         """End vLLM's process; what is running fails. A second call does nothing."""
@@ -319,7 +322,10 @@ def _timings(metrics: Any) -> Timings:
 def _translated(error: Exception) -> MindFuError:
     """What vLLM raises, as the contract has it: the caller's fault is told as theirs."""
     from vllm.exceptions import VLLMClientError
+    from vllm.v1.engine.exceptions import EngineDeadError
 
+    if isinstance(error, EngineDeadError):
+        return EngineFailed(ENDED)
     if isinstance(error, VLLMClientError):
         return InvalidRequest(f"vLLM refuses this request: {reason(error)}.")
     return EngineFailed(reason(error))

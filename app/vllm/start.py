@@ -4,6 +4,7 @@ llm = start(folder, settings)      # vllm.v1.engine.async_llm.AsyncLLM, whose en
 """
 
 import os
+import re
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -18,6 +19,8 @@ RESIDENT = 4  # champion, previous, staged, and one on trial
 SPARE = 4  # places of adapters that are going, and an empty one
 PRIVATE = {"VLLM_NO_USAGE_STATS": "1", "DO_NOT_TRACK": "1"}  # vLLM tells its makers of every start otherwise
 LONGEST = 300  # characters of a reason
+FRAME = re.compile(r"^\d+ validation errors? for \w+ Value error, ")  # pydantic's
+SENTENCES = re.compile(r"(?<=[a-z0-9)\]`])\. (?=[A-Z])")
 
 
 def arguments(folder: Path, settings: VllmSettings, *, cpu: bool = False) -> dict[str, Any]:
@@ -78,7 +81,7 @@ def start(folder: Path, settings: VllmSettings, stats: Callable[..., Any]) -> An
         raise Misconfigured("llm", f"vLLM does not start with {folder}: {reason(error)}", REMEDY) from error
 
 
-REMEDY = "What its engine met stands above in the log of this replica."
+REMEDY = "Correct the settings; what its engine met, if it got so far, stands above in the log of this replica."
 
 
 def require_vllm() -> None:
@@ -90,9 +93,9 @@ def require_vllm() -> None:
 
 def reason(error: BaseException) -> str:
     """The first sentence of what vLLM says, without the advice for its own command line."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    said = said.removeprefix("1 validation error for ModelConfig Value error, ").split(" [type=")[0]
-    return (said if len(said) <= LONGEST else f"{said[:LONGEST]}…").rstrip(".")
+    said = FRAME.sub("", " ".join(str(error).split())).split(" [type=")[0] or type(error).__name__
+    first = SENTENCES.split(said)[0]
+    return (first if len(first) <= LONGEST else f"{first[:LONGEST]}…").rstrip(".")
 
 
 def _gpus() -> list[int]:
