@@ -27,7 +27,6 @@ from app.vllm.start import reason, start
 from app.vllm.translate import sampling_arguments, structured_outputs
 from app.vllm.vocabulary import FolderVocabulary
 
-
 ENDED = "vLLM's engine process has ended"
 
 

@@ -67,9 +67,10 @@ def test_a_missing_installation_is_named_with_the_remedy():
 def test_what_vllm_says_is_told_in_a_line():
     """Without pydantic's frame, and no longer than people read."""
     framed = ValueError(
-        "1 validation error for ModelConfig\n  Value error, The window is too long. [type=value_error, …"
+        "1 validation error for VllmConfig\n  Value error, The window (9) is too long. Set X=1. [type=…"
     )
-    assert reason(framed) == "The window is too long"
+    assert reason(framed) == "The window (9) is too long"
+    assert reason(ValueError("not 2.5. really")) == "not 2.5. really"
     assert reason(RuntimeError()) == "RuntimeError"
     assert len(reason(RuntimeError("x" * 999))) == 301
 
