@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve vllm test check bench clients cluster-test train-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
+.PHONY: help install serve vllm test check bench diagrams clients cluster-test train-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -64,6 +64,9 @@ vllm-test: $(VENV)/testing ## what every engine owes, on real vLLM for CPUs (bes
 	@$(BIN)/python -m tests.on_vllm.install $(VENV)-vllm; case $$? in \
 	0) HF_HUB_OFFLINE=1 $(VENV)-vllm/bin/python -m pytest -m vllm -W default tests/integration/test_engine_contract.py tests/on_vllm ;; \
 	3) ;; *) exit 1 ;; esac
+
+diagrams: $(VENV)/serving ## render docs/*.mmd to SVG; needs node and Chromium
+	@$(BIN)/python docs/render.py
 
 DATA ?= data
 
