@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve vllm test check bench diagrams clients cluster-test train-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
+.PHONY: help install serve vllm test check bench diagrams extras clients cluster-test train-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -67,6 +67,9 @@ vllm-test: $(VENV)/testing ## what every engine owes, on real vLLM for CPUs (bes
 
 diagrams: $(VENV)/serving ## render docs/*.mmd to SVG; needs node and Chromium
 	@$(BIN)/python docs/render.py
+
+extras: $(VENV)/testing ## install each extra from the lock into an environment of its own, and import it: EXTRAS="s3 vllm"
+	@$(BIN)/python -m tests.extras $(EXTRAS)
 
 DATA ?= data
 
