@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import asyncpg
+import hypothesis
 import pytest
 
 from app.postgres import open_pool
@@ -14,6 +15,8 @@ from app.postgres_attachment import start_supervisor
 from app.postgres_home import PostgresHome
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # which Ray reads once, when the first test module imports it
+hypothesis.settings.register_profile("mindfu", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("mindfu")
 
 
 @pytest.fixture(scope="session")
