@@ -2,20 +2,30 @@
 #
 #   docker build -t mindfu .                                       for CPUs
 #   docker build -t mindfu-gpu --build-arg ACCELERATOR=gpu .       llama.cpp and PyTorch with CUDA
+#   docker build -t mindfu-vllm --build-arg ACCELERATOR=vllm .     and vLLM
 ARG ACCELERATOR=cpu
 
 FROM ubuntu:24.04 AS build-cpu
-ENV CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF" TORCH_BACKEND=cpu
+ENV CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF" TORCH_BACKEND=cpu EXTRAS="--extra train --extra s3"
 # GGML_NATIVE=OFF: for any x86-64 with AVX2, not just the machine that builds
 
 FROM nvidia/cuda:12.8.1-devel-ubuntu24.04 AS build-gpu
 # Ampere, Ada, Hopper, Blackwell; PyTorch as the package index has it, which is with CUDA
 ENV CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_NATIVE=OFF -DGGML_CUDA=on -DCMAKE_CUDA_ARCHITECTURES=80;86;89;90;120" \
-    TORCH_BACKEND=""
+    TORCH_BACKEND="" EXTRAS="--extra train --extra s3"
+
+FROM build-gpu AS build-vllm
+ENV EXTRAS="--extra train --extra s3 --extra vllm"
 
 FROM ubuntu:24.04 AS run-cpu
+ENV PACKAGES=""
 
 FROM nvidia/cuda:12.8.1-runtime-ubuntu24.04 AS run-gpu
+ENV PACKAGES=""
+
+FROM nvidia/cuda:12.8.1-devel-ubuntu24.04 AS run-vllm
+# vLLM compiles kernels for the model when it starts
+ENV PACKAGES="gcc g++ python3-dev"
 
 # hadolint ignore=DL3006
 FROM build-${ACCELERATOR} AS build
@@ -29,14 +39,15 @@ RUN PIP_NO_CACHE_DIR=1 make .venv/llama
 COPY app app
 COPY deployments deployments
 COPY train train
-RUN make install && .venv/bin/uv sync --quiet --frozen --inexact --no-dev --extra train --extra s3 \
+# hadolint ignore=SC2086
+RUN make install && .venv/bin/uv sync --quiet --frozen --inexact --no-dev ${EXTRAS} \
         --no-install-package torch --no-install-package llama-cpp-python
 
 # hadolint ignore=DL3006
 FROM run-${ACCELERATOR}
-# hadolint ignore=DL3008
+# hadolint ignore=DL3008,SC2086
 RUN apt-get update -q && DEBIAN_FRONTEND=noninteractive apt-get install -yq --no-install-recommends \
-        ca-certificates libgomp1 python3 && rm -rf /var/lib/apt/lists/* \
+        ca-certificates libgomp1 python3 ${PACKAGES} && rm -rf /var/lib/apt/lists/* \
     && useradd --create-home --uid 10001 mindfu && install -d -o mindfu /srv/mindfu /data
 WORKDIR /srv/mindfu
 COPY --from=build --chown=mindfu /srv/mindfu /srv/mindfu

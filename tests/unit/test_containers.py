@@ -15,6 +15,7 @@ from deployments import config
 ROOT = Path(__file__).parents[2]
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
+OPEN = {"rag", "rag-cpu", "rag-vllm"}
 OURS = [name for name, service in SERVICES.items() if "build" in service]  # with what they are merged with
 
 
@@ -42,7 +43,7 @@ def test_the_image_runs_without_rights():
 
 @pytest.mark.parametrize(
     ("profile", "services"),
-    [("cpu", {"rag-cpu"}), ("gguf", {"rag"}), ("training", {"training", "mlflow"})],
+    [("cpu", {"rag-cpu"}), ("gguf", {"rag"}), ("vllm", {"rag-vllm"}), ("training", {"training", "mlflow"})],
 )
 def test_a_profile_starts_its_services_beside_the_stores(profile: str, services: set[str]):
     """PostgreSQL and Qdrant are always there."""
@@ -53,10 +54,8 @@ def test_a_profile_starts_its_services_beside_the_stores(profile: str, services:
 def test_only_mindfu_itself_may_be_opened_to_others():
     """All else listens on this machine, and so does MindFu until somebody says otherwise."""
     ports = {name: port for name, service in SERVICES.items() for port in service.get("ports", [])}
-    assert {port for name, port in ports.items() if name in {"rag", "rag-cpu"}} == {
-        "${MINDFU_LISTEN:-127.0.0.1}:11434:11434"
-    }
-    assert all(port.startswith("127.0.0.1:") for name, port in ports.items() if name not in {"rag", "rag-cpu"})
+    assert {port for name, port in ports.items() if name in OPEN} == {"${MINDFU_LISTEN:-127.0.0.1}:11434:11434"}
+    assert all(port.startswith("127.0.0.1:") for name, port in ports.items() if name not in OPEN)
 
 
 def test_nothing_starts_without_its_secrets():
@@ -74,13 +73,13 @@ def test_images_of_others_are_pinned():
     images += [
         image
         for image in re.findall(r"^FROM (\S+)", (ROOT / "Dockerfile").read_text(), re.MULTILINE)
-        if "$" not in image
+        if "$" not in image and not image.startswith(("build-", "run-"))  # which are stages of ours
     ]
     assert images
     assert all(re.search(r":v?\d", image) for image in images), images
 
 
-@pytest.mark.parametrize("name", ["cpu", "gguf"])
+@pytest.mark.parametrize("name", ["cpu", "gguf", "vllm"])
 def test_the_containers_graphs_can_be_served(name: str, tmp_path: Path):
     """`mindfu check` has nothing to say, once there is a key."""
     file = ROOT / "docker" / f"{name}.yaml"
@@ -89,8 +88,12 @@ def test_the_containers_graphs_can_be_served(name: str, tmp_path: Path):
 
 
 def test_services_run_graphs_that_are_there():
-    """Every file that a command names, in the folder that is mounted."""
+    """Every file that a command names, in folders that are mounted beside what the image has of us."""
     commands = [service["command"] for name, service in SERVICES.items() if name in OURS]
     files = {command[2] for command in commands if command[1] == "serve"}
-    assert files == {"/etc/mindfu/cpu.yaml", "/etc/mindfu/gguf.yaml"}
-    assert all((ROOT / "docker" / Path(file).name).exists() for file in files)
+    assert files == {"docker/cpu.yaml", "docker/gguf.yaml", "docker/vllm.yaml"}
+    assert all((ROOT / file).exists() for file in files)
+    served = [service for name, service in SERVICES.items() if name in OURS and service["command"][1] == "serve"]
+    mounted = {f"./{folder}:/srv/mindfu/{folder}:ro" for folder in ("docker", "profiles")}
+    assert all(mounted <= set(service["volumes"]) for service in served)
+    assert "WORKDIR /srv/mindfu\n" in (ROOT / "Dockerfile").read_text()
