@@ -260,7 +260,9 @@ class Answering:
         return await self._retrieve(search.model_copy(update={"collections": others}) if others else None)
 
     async def _fitting(self, request: Generate, found: tuple[Passage, ...]) -> tuple[Passage, ...]:
-        """The best passages within the budget: that of the settings, and at most half of what the window has free."""
+        """The best passages within the budget: that of the settings, and what the answer leaves of the window. Where
+        nobody insists on its length, that is half of what is free.
+        """
         if not found:
             return ()
         blocks = (f"\n\n{source_text(number, passage)}" for number, passage in enumerate(found, start=1))
@@ -269,8 +271,9 @@ class Answering:
             "measure", call("language model", self.llm, "measure", request, texts)
         )
         free = measure.window - measure.prompt_tokens
-        left = free - request.max_tokens if request.max_tokens else free // 2
-        budget = min(self.rag.token_budget, left) - measure.text_tokens[0] - SEAMS
+        answer = request.max_tokens or free // 2
+        answer = min(answer, free // 2) if request.clip else answer
+        budget = min(self.rag.token_budget, free - answer) - measure.text_tokens[0] - SEAMS
         return within_budget(found, measure.text_tokens[1:], budget)
 
     async def _record(self, ask: Ask, draft: Draft, status: TurnStatus, done: Done | None, error: str | None) -> None:

@@ -11,12 +11,12 @@ from tests.acceptance.conftest import Server
 
 pytestmark = pytest.mark.integration
 
-DOC = Path(__file__).parents[2] / "docs" / "sessions.md"
+DOCS = Path(__file__).parents[2] / "docs"
 
 
 def test_the_client_of_the_documentation_talks(server: Server):
     """Two questions, two answers, one conversation."""
-    shown = re.search(r"```python\n(.*?)```", DOC.read_text("utf-8"), re.DOTALL)
+    shown = re.search(r"```python\n(.*?)```", (DOCS / "sessions.md").read_text("utf-8"), re.DOTALL)
     assert shown
     program = shown[1].replace("http://127.0.0.1:11434", server.url)
     typed = "What are you?\nWhat did I ask?\n\n"
@@ -28,3 +28,15 @@ def test_the_client_of_the_documentation_talks(server: Server):
     with server.http() as http:
         latest = http.get("/v1/conversations", params={"limit": 1}).json()["data"][0]
     assert (latest["title"], latest["turns"]) == ("What are you?", 2)
+
+
+def test_a_chat_answers_from_the_documents(server: Server):
+    """With what a client says by default, which is nothing: the length of the answer yields to its sources."""
+    question = {"messages": [{"role": "user", "content": "When does the backup of the file server run?"}]}
+    within = {"rag": {"collections": ["chat"]}, "session_id": "documents", "temperature": 0}
+    with server.http() as http, (DOCS / "example-handbook.md").open("rb") as handbook:
+        form = {"collection": "chat"}
+        http.post("/v1/documents/upload", files={"file": handbook}, data=form).raise_for_status()
+        told = http.post("/chat", json=question | within).json()
+    assert "2:30" in told["response"]
+    assert [source["title"] for source in told["sources"]] == ["Handbook of Northwind Instruments"]

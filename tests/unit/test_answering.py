@@ -182,19 +182,24 @@ async def test_a_turn_that_cannot_be_kept_has_no_end():
 
 
 @pytest.mark.parametrize(
-    ("prompt_tokens", "max_tokens", "kept"),
+    ("prompt_tokens", "max_tokens", "clip", "kept"),
     [
         # Window 1000, fence 20 + SEAMS 8, passages of 100, 300 and 50 tokens.
-        (0, None, (0, 1, 2)),  # half of 1000 free is 500: 472 for passages
-        (200, None, (0, 2)),  # half of 800 is 400: 372
-        (0, 822, (0, 2)),  # 178 are left beside the answer: 150
-        (0, 823, (0,)),  # 149
-        (0, 1000, ()),  # none are left
-        (1200, None, ()),  # the prompt alone is too long: the engine says so, with both numbers
+        (0, None, False, (0, 1, 2)),  # half of 1000 free is 500: 472 for passages
+        (200, None, False, (0, 2)),  # half of 800 is 400: 372
+        (0, 822, False, (0, 2)),  # 178 are left beside the answer: 150
+        (0, 823, False, (0,)),  # 149
+        (0, 1000, False, ()),  # none are left
+        (1200, None, False, ()),  # the prompt alone is too long: the engine says so, with both numbers
+        (0, 1000, True, (0, 1, 2)),  # /chat's default of 2048 left the small model without any source
+        (200, 600, True, (0, 2)),  # as where nobody says how long: half of 800
+        (0, 100, True, (0, 1, 2)),  # 900 are left
     ],
 )
-async def test_passages_fit_beside_prompt_and_answer(prompt_tokens: int, max_tokens: int | None, kept: tuple[int, ...]):
-    """The best that fit go in; the sources that are named are those that the model saw."""
+async def test_passages_fit_beside_prompt_and_answer(
+    prompt_tokens: int, max_tokens: int | None, clip: bool, kept: tuple[int, ...]
+):
+    """The best that fit go in; the sources that are named are those that the model saw. clip: the answer yields."""
     assert SEAMS == 8
     found = tuple(
         Passage(document_id="d", collection="c", title="t", chunk=n, text=f"text {n}", score=0.9, start=0, end=1)
@@ -211,7 +216,9 @@ async def test_passages_fit_beside_prompt_and_answer(prompt_tokens: int, max_tok
 
     answers = answering(search=search, measure=measure)
     answers.llm = Handle(generate=lambda prompt: prompts.append(prompt) or Streamed([DONE]), measure=measure)
-    opened, _ = [item async for item in answers.answer(ask(rag=True, max_tokens=max_tokens))]
+    asked = ask(rag=True, max_tokens=max_tokens)
+    asked = replace(asked, generate=asked.generate.model_copy(update={"clip": clip}))
+    opened, _ = [item async for item in answers.answer(asked)]
     assert opened.sources == tuple(found[n] for n in kept)
     assert [n for n in range(3) if f"text {n}" in prompts[0].messages[0].content] == list(kept)
     assert answers.recorder.turns[0].messages == (HI,), "the turn keeps what the client sent"
