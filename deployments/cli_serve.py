@@ -26,7 +26,7 @@ from app.vllm import source as folders
 from app.vllm.settings import VllmSettings
 from deployments.cli_options import Json
 from deployments.joining import NAMESPACE, any_agent_port, environment, hush, noted
-from deployments.profiles import resolved
+from deployments.profiles import placed, resolved
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
@@ -47,8 +47,11 @@ def check(configs: Configs = None, *, as_json: Json = False) -> int:
 
 
 def resolve(config: Config = DEFAULT, *, as_json: Json = False) -> int:
-    """Print the whole of a profile, for `serve run` and `serve deploy`, which know no `extends`."""
-    whole = resolved(config)
+    """Print the whole of a profile, for `serve run` and `serve deploy`, which know no `extends`.
+
+    With MINDFU_QDRANT_URL it has no VectorStore, as the graph has none then.
+    """
+    whole = placed(resolved(config), Secrets.from_env())
     print(json.dumps(whole) if as_json else yaml.safe_dump(whole, sort_keys=False).rstrip("\n"))
     return 0
 
@@ -85,7 +88,7 @@ def _served(config: Path, tell: Callable[..., None]) -> int:
     environment(home())  # first: Ray reads it when it is imported
     if _checked(config):
         return 2
-    parsed = resolved(config)
+    parsed = placed(resolved(config), Secrets.from_env())
     http = parsed.get("http_options", {})
     host, port = http.get("host", "127.0.0.1"), http.get("port", 8000)
     if not is_free(host, port):

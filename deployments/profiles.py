@@ -19,6 +19,7 @@ from typing import Any
 import yaml
 
 from app.errors import Misconfigured
+from app.settings import IMPORT_PATH, Secrets
 
 EXTENDS = "extends"
 Config = dict[str, Any]
@@ -32,6 +33,22 @@ def resolved(path: Path) -> Config:
     there.
     """
     return _resolved(path, ())
+
+
+def placed(config: Config, secrets: Secrets) -> Config:
+    """The same without places for parts that the graph lacks, which Serve refuses: the VectorStore, where Qdrant is a
+    server.
+    """
+    if secrets.qdrant_url is None:
+        return config
+    return config | {"applications": [_without_vector_store(one) for one in config.get("applications", [])]}
+
+
+def _without_vector_store(application: Config) -> Config:
+    parts = application.get("deployments")
+    if application.get("import_path") != IMPORT_PATH or not parts:
+        return application
+    return application | {"deployments": [part for part in parts if part.get("name") != "VectorStore"]}
 
 
 def _resolved(path: Path, seen: tuple[Path, ...]) -> Config:

@@ -15,7 +15,7 @@ from app.vllm.start import arguments
 from benchmarks import vram
 from deployments.config import problems
 from deployments.graph import build
-from deployments.profiles import resolved
+from deployments.profiles import placed, resolved
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "profiles").glob("*.yaml"))
@@ -118,6 +118,19 @@ def test_its_graph_is_built_without_a_gpu_and_without_vllm(
     graph = build_app(build(Settings.model_validate(application["args"])), name="mindfu")
     assert {one["name"] for one in application["deployments"]} <= {one.name for one in graph.deployments}
     assert "vllm" not in sys.modules
+
+
+@pytest.mark.parametrize("url", [None, "http://qdrant:6333"])
+def test_a_graph_has_every_part_that_a_served_file_places(url: str | None, monkeypatch: pytest.MonkeyPatch):
+    """Serve refuses a file that places another one; with a Qdrant by URL there is no VectorStore."""
+    if url:
+        monkeypatch.setenv("MINDFU_QDRANT_URL", url)
+    config = placed(resolved(ROOT / "serve_config.yaml"), Secrets.from_env())
+    application = config["applications"][0]
+    graph = build_app(build(Settings.model_validate(application["args"])), name="mindfu")
+    names = {one["name"] for one in application["deployments"]}
+    assert names <= {one.name for one in graph.deployments}
+    assert ("VectorStore" in names) == (url is None)
 
 
 def test_one_engine_is_placed_where_another_was():
