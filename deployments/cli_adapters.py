@@ -11,7 +11,7 @@ import asyncpg
 import typer
 
 from app.desired import BARE, Desired, TrialKind
-from app.errors import InvalidRequest, NotFound
+from app.errors import Conflict, InvalidRequest
 from app.promotion import Promoted, promote, rollback, try_out
 from app.registry import Change, Registry, digest, split_name
 from app.settings import home
@@ -112,7 +112,7 @@ def roll_back(
             message = f"Name the model: {', '.join(served)} have adapters."
             raise InvalidRequest(message, "name")
         if name is None and not served:
-            raise NotFound("model", "with a promoted adapter")
+            raise Conflict("No model has an adapter that answers: there is nothing to take back.")
         _tell(await rollback(registry, name or served[0], reason=reason), as_json=as_json)
         await _mirror(registry)
 

@@ -179,4 +179,4 @@ async def _turn(gateway: "Gateway", tenant: str, body: FeedbackRequest) -> str:
         return found
     if gateway.recorder.pending():
         raise Unavailable("turn", "turns wait to be recorded in the database, and it may be one of them")
-    raise NotFound("turn", body.turn_id or f"of the request {body.request_id}")
+    raise NotFound("turn", body.turn_id) if body.turn_id else NotFound("turn of the request", str(body.request_id))
