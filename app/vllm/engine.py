@@ -20,6 +20,7 @@ from app.llama.tokenizer import Tokenizer
 from app.llama.window import answer_tokens
 from app.messages import Delta, Done, Generate, Measure, ModelCard, Timings, Usage
 from app.vllm.adapters import Adapter, Adapters, peft_folder
+from app.vllm.guard import Guard, children
 from app.vllm.reply import Reply
 from app.vllm.settings import VllmSettings
 from app.vllm.source import described, parameters, weights_bytes
@@ -72,7 +73,9 @@ class Engine:
         self._answers = 0  # asked for and not complete
         self._mean_service_s = 1.0
         self._closed = False
+        before = set(children())
         self._llm = start(folder, settings, self._stat_logger)
+        self._guard = Guard([child for child in children() if child not in before])
 
     async def generate(self, request: Generate) -> AsyncGenerator[Delta | Done, None]:
         """The answers, piece by piece. Closing the generator aborts them within a step.
@@ -148,6 +151,7 @@ class Engine:
         if not self._closed:
             self._closed = True
             self._llm.shutdown()
+            self._guard.close()
 
     # A request on its way
 

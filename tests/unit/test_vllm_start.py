@@ -8,11 +8,13 @@ import pytest
 from gguf_factory import CHAIN
 from hf_factory import chain_folder, constant_lora
 
+from app import checkup
 from app.errors import InvalidRequest, Misconfigured
 from app.vllm import memory, source
 from app.vllm.adapters import peft_folder
 from app.vllm.settings import VllmSettings
 from app.vllm.start import arguments, reason, require_vllm
+from deployments.ordering import parameters_for
 
 DEVSTRAL = {"text_config": {"num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8,
             "head_dim": 128, "hidden_size": 5120}}  # fmt: skip
@@ -141,3 +143,22 @@ def test_an_adapter_is_pefts_folder_beside_its_gguf(tmp_path: Path):
     (tmp_path / "v1.2" / "adapter_config.json").write_text("[]")
     with pytest.raises(InvalidRequest, match="no configuration"):
         peft_folder(tmp_path / "v1.2", 8)
+
+
+def test_doctor_looks_for_vllm_and_the_model(folder: Path, tmp_path: Path):
+    """What is not here is told with what to do."""
+    here = list(checkup.models(settings(model=str(folder)), tmp_path, running=False))
+    assert [(one.what, one.state) for one in here][1] == ("model m", "ok")
+    assert here[0].what == "vLLM"
+    assert here[0].state == ("ok" if find_spec("vllm") else "warning")
+    missing = list(checkup.models(settings(model="/nowhere"), tmp_path, running=False))[1]
+    assert (missing.state, "there is no folder /nowhere" in missing.told) == ("failure", True)
+
+
+def test_training_begins_with_the_folder_that_is_served(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """What it is evaluated with, a GGUF, params.yaml says."""
+    (tmp_path / "params.yaml").write_text("evaluate: {gguf: /models/m.gguf}\n")
+    monkeypatch.setenv("MINDFU_PARAMS", str(tmp_path / "params.yaml"))
+    told = parameters_for("m", settings(model=str(folder)), tmp_path)
+    assert told["tune"] == {"base": str(folder)}
+    assert (told["publish"], told["evaluate"]) == ({"model": "m"}, {"gguf": "/models/m.gguf"})

@@ -1,0 +1,51 @@
+"""Ends processes with the one that started them, however that ended: by SIGKILL, too, or for want of memory.
+
+    guard = Guard(children)     # psutil.Process
+    ... guard.close()           # they end by themselves now
+
+vLLM's engine is a process of its own, which would stay with its GPU's memory. The guard is a third one, that waits for
+the end of a pipe which only its parent can write to.
+"""
+
+import subprocess
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+
+import psutil
+
+
+class Guard:
+    """Watches over some processes from now on. They are told by their start as well, for numbers come again."""
+
+    def __init__(self, children: Sequence[psutil.Process]) -> None:
+        told = [f"{child.pid}:{child.create_time()}" for child in children]
+        command = [sys.executable, "-m", __name__, *told]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
+
+    def close(self) -> None:
+        """End what is left of them, and the watch. A second call does nothing."""
+        if self._process.stdin:
+            self._process.stdin.close()
+        self._process.wait()
+
+
+def watch(told: Sequence[str]) -> None:
+    """Wait for the end of the parent, then kill those that still run."""
+    sys.stdin.buffer.read()
+    for one in told:
+        pid, started = one.split(":")
+        with suppress(psutil.NoSuchProcess):
+            process = psutil.Process(int(pid))
+            if process.create_time() == float(started):
+                process.kill()
+
+
+def children() -> list[psutil.Process]:
+    """The processes that this one has started, but for the one that tidies up behind multiprocessing."""
+    started = psutil.Process().children()
+    return [child for child in started if not any("resource_tracker" in word for word in child.cmdline())]
+
+
+if __name__ == "__main__":
+    watch(sys.argv[1:])
