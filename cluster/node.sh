@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Every node, once and again: packages, the shared folders, MindFu from the lock. `node.sh train` adds what tuning needs.
+# Every node, once and again: packages, the shared folders, MindFu from the lock. `node.sh train` adds what tuning needs,
+# `node.sh vllm` vLLM. Where there is a GPU, llama.cpp is compiled for it, which takes the CUDA toolkit.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 # shellcheck source=/dev/null
@@ -24,8 +25,19 @@ if mountpoint -q /mnt/mindfu; then  # or what you mounted there: NFS, a file sys
     done
 fi
 
-make install
-if [ "${1:-}" = train ]; then
-    .venv/bin/uv sync --quiet --frozen --inexact --no-dev --extra train \
-        --no-install-package torch --no-install-package llama-cpp-python
+export PATH="$PATH:/usr/local/cuda/bin"
+if nvidia-smi -L > /dev/null 2>&1; then
+    if command -v nvcc > /dev/null; then
+        export CMAKE_ARGS="-DLLAVA_BUILD=OFF -DGGML_CUDA=on" PIP_NO_CACHE_DIR=1
+    else
+        echo "There is a GPU, and no nvcc to compile llama.cpp for it: install the CUDA toolkit to serve GGUF models." >&2
+    fi
 fi
+make install
+case "${1:-}" in
+    train)
+        .venv/bin/uv sync --quiet --frozen --inexact --no-dev --extra train \
+            --no-install-package torch --no-install-package llama-cpp-python
+        ;;
+    vllm) make .venv/vllm ;;
+esac
