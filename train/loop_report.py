@@ -41,7 +41,7 @@ class Findings(NamedTuple):
             "Answers that no correction touched are likelier, for certain.": self.untouched.gain.low > 0,
             "No request failed.": not self.failed and self.answered > 0,
             "It answers otherwise.": before != after,
-            "The rollback gave every answer back, to the letter.": before == again,
+            "The rollback gave every answer back, to the letter.": self.promoted and before == again,
             "What was learnt from poisoned corrections was blocked.": self.poisoned[0] == "blocked",
             "A spoilt adapter was refused.": self.sabotaged[0] == REFUSED,
         }
@@ -81,7 +81,8 @@ def _sentences(found: Findings) -> Iterator[str]:
     yield f"rated, {told['untouched']} untouched; {found.practised['up']} answers to other questions were rated up,"
     yield f"{found.practised['down']} down. {found.minutes:.0f} minutes on {os.cpu_count()} cores,"
     yield f"{datetime.now(UTC):%Y-%m-%d}. Of {found.broken[1]} regression items that the base passes {found.broken[0]}"
-    yield f"broke. While it learnt and was promoted, others had {found.answered} answers, and"
+    meanwhile = "it learnt and was promoted" if found.promoted else "it learnt"
+    yield f"broke. While {meanwhile}, others had {found.answered} answers, and"
     yield f"{sum(found.failed.values())} requests failed. {others} of {len(before)} answers are others afterwards; the"
     yield f"rollback took {found.rollback_s:.2f} s. Poisoned corrections: {found.poisoned[0]}"
     yield f"({'; '.join(found.poisoned[1])}). A spoilt adapter: {found.sabotaged[0]} ({'; '.join(found.sabotaged[1])})."

@@ -83,7 +83,7 @@ def test_the_numbers_stand_between_their_marks(tmp_path: Path) -> None:
     ("changes", "number"),
     [
         ({}, 7),
-        ({"promoted": False}, 6),
+        ({"promoted": False}, 5),  # and there is nothing to take back
         ({"answers": (["a"], ["a"], ["a"])}, 6),
         ({"answers": (["a"], ["b"], ["b"])}, 6),
         ({"answered": 0}, 6),
