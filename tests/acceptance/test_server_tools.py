@@ -18,6 +18,7 @@ def test_a_call_runs_in_the_tools_process_and_its_result_reaches_the_model(serve
         "model": "mindfu-demo",
         "messages": ASKED,
         "max_tokens": 60,
+        "temperature": 0,
         "tool_choice": WHERE,
         "extra_body": {"server_tools": ["get_current_directory", "lookup_hostname"], "rag": False},
     }
@@ -39,12 +40,12 @@ def test_a_call_runs_in_the_tools_process_and_its_result_reaches_the_model(serve
 
 def test_a_call_reaches_an_mcp_server_that_the_tools_process_started(server: Server):
     """By its standard streams."""
-    asked: Any = {"model": "mindfu-demo", "messages": ASKED, "max_tokens": 60, "rag": False}
+    asked: Any = {"model": "mindfu-demo", "messages": ASKED, "max_tokens": 60, "temperature": 0, "rag": False}
     with server.http() as http:
         assert http.get("/v1/tools").json()["mcp_servers"] == {"test": "ok"}
         body = asked | {"tool_choice": "required", "server_tools": ["test__plain"]}
         answer = http.post("/v1/chat/completions", json=body)
-    assert answer.json()["tools_used"][0] == "test__plain()"
+    assert answer.json()["tools_used"][0].startswith("test__plain(")  # its schema lets the model say what it likes
     kept = _extras(server, answer.headers["x-conversation-id"])
     assert json.loads(kept["steps"][1]["content"]) == {"content": "hello"}
 
