@@ -24,12 +24,14 @@ from app.ports import is_free
 from app.settings import IMPORT_PATH, Secrets, Settings, home
 from app.vllm import source as folders
 from app.vllm.settings import VllmSettings
+from deployments import preflight
 from deployments.cli_options import Json
 from deployments.joining import NAMESPACE, any_agent_port, environment, hush, noted
 from deployments.profiles import placed, resolved
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
+OWN_CPUS = max(2, os.cpu_count() or 2)  # the graph asks for 2 in shares; a machine with one runs it too, only slower
 DEFAULT = Path("serve_config.yaml")
 
 Config = Annotated[Path, typer.Argument(help="The configuration.")]
@@ -95,7 +97,7 @@ def _served(config: Path, tell: Callable[..., None]) -> int:
         print(f"Port {port} on {host} is taken. Stop what uses it, or change http_options.port.", file=sys.stderr)
         return 2
     try:
-        _find_models(parsed)
+        _find_parts(parsed)
     except Misconfigured as exc:
         print(exc, file=sys.stderr)
         return 2
@@ -120,13 +122,15 @@ def _whole(config: dict[str, Any]) -> Path:
     return file
 
 
-def _find_models(config: dict[str, Any]) -> None:
-    """See that the models are here, or download them with the progress on this terminal. Raises Misconfigured.
+def _find_parts(config: dict[str, Any]) -> None:
+    """See that there is room, and that the models are here, or download them with the progress on this terminal.
 
+    Raises Misconfigured.
     Not where a cluster runs already: its other machines have files of their own.
     """
     if os.environ["RAY_ADDRESS"] != "local":
         return
+    preflight.require(config, {"CPU": OWN_CPUS, "GPU": preflight.gpus()})
     for application in config["applications"]:
         if application["import_path"] == IMPORT_PATH:
             llm = Settings.model_validate(application.get("args") or {}).llm
@@ -144,8 +148,7 @@ def _ray() -> Iterator[str]:
 
     print("Starting Ray …", flush=True)
     local = os.environ["RAY_ADDRESS"] == "local"
-    # The graph asks for 2 CPUs as shares; a machine with one runs it too, only slower.
-    own: dict[str, Any] = {"num_cpus": max(2, os.cpu_count() or 2), "object_store_memory": 512 * 2**20}
+    own: dict[str, Any] = {"num_cpus": OWN_CPUS, "object_store_memory": 512 * 2**20}
     if local:
         any_agent_port()
     context = ray.init(
