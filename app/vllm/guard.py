@@ -14,13 +14,15 @@ from contextlib import suppress
 
 import psutil
 
+TOLERANCE_S = 30.0  # processes disagree on when the machine was started, and count from there
+
 
 class Guard:
     """Watches over some processes from now on. They are told by their start as well, for numbers come again."""
 
     def __init__(self, children: Sequence[psutil.Process]) -> None:
         told = [f"{child.pid}:{child.create_time()}" for child in children]
-        command = [sys.executable, "-m", __name__, *told]
+        command = [sys.executable, "-P", __file__, *told]  # a file, wherever the package was found
         self._process = subprocess.Popen(command, stdin=subprocess.PIPE, start_new_session=True)  # noqa: S603 - our own
 
     def close(self) -> None:
@@ -37,7 +39,7 @@ def watch(told: Sequence[str]) -> None:
         pid, started = one.split(":")
         with suppress(psutil.NoSuchProcess):
             process = psutil.Process(int(pid))
-            if process.create_time() == float(started):
+            if abs(process.create_time() - float(started)) < TOLERANCE_S:
                 process.kill()
 
 

@@ -35,7 +35,7 @@ def test_a_process_of_the_same_number_is_left_alone():
 
         class Earlier(psutil.Process):
             def create_time(self) -> float:
-                return super().create_time() - 1
+                return super().create_time() - 60
 
         guard = Guard([Earlier(other.pid)])
         guard.close()
