@@ -23,9 +23,11 @@ def require(config: Config, has: Mapping[str, float]) -> None:
     has: by Ray's names, as `wants` tells them.
     """
     wanted = wants(config)
-    for name, amount in wanted.items():
-        if amount > has.get(name, 0.0) + SHARES:
-            raise Misconfigured("deployments", _lack(name, amount, has.get(name, 0.0)), _remedy(name))
+    lacks = [name for name in sorted(wanted, reverse=True) if wanted[name] > has.get(name, 0.0) + SHARES]
+    if lacks:
+        told = " and ".join(f"{wanted[name]:g} {_words(name)} (Ray has {has.get(name, 0.0):g})" for name in lacks)
+        remedy = " ".join(map(_remedy, lacks))
+        raise Misconfigured("deployments", f"they ask for {told}, more than this machine has", remedy)
     for application in config["applications"]:
         if application["import_path"] == IMPORT_PATH:
             _require_engine(Settings.model_validate(application.get("args") or {}))
@@ -74,9 +76,8 @@ def _require_engine(settings: Settings) -> None:
             raise Misconfigured("llm.gpu_layers", problem, REMEDY)
 
 
-def _lack(name: str, wanted: float, there: float) -> str:
-    what = {"CPU": "CPUs", "GPU": "GPUs"}.get(name, f"of the resource '{name}'")
-    return f"they ask for {wanted:g} {what}, and Ray has {there:g} on this machine"
+def _words(name: str) -> str:
+    return {"CPU": "CPUs", "GPU": "GPU(s)"}.get(name, f"of the resource '{name}'")
 
 
 def _remedy(name: str) -> str:

@@ -27,11 +27,16 @@ def test_the_default_needs_two_cpus_and_nothing_else():
 @pytest.mark.parametrize(
     ("profile", "has", "told"),
     [
-        ("profiles/gguf.yaml", {"CPU": 8.0}, "they ask for 1 GPUs, and Ray has 0 on this machine.*mindfu doctor"),
-        ("profiles/gguf.yaml", LAPTOP | {"GPU": 1.0}, "they ask for 3.1 CPUs, and Ray has 2"),
+        (
+            "profiles/gguf.yaml",
+            {"CPU": 8.0},
+            r"they ask for 1 GPU\(s\) \(Ray has 0\), more than this machine has. .*mindfu doctor",
+        ),
+        ("profiles/gguf.yaml", LAPTOP | {"GPU": 1.0}, r"they ask for 3.1 CPUs \(Ray has 2\)"),
+        ("profiles/gguf.yaml", LAPTOP, r"for 1 GPU\(s\) \(Ray has 0\) and 3.1 CPUs \(Ray has 2\)"),
         ("profiles/gguf.yaml", HOME, "llm.gpu_layers: is -1, and this llama.cpp is built for CPUs.*GGML_CUDA=on"),
         ("profiles/vllm.yaml", HOME, "llm.engine: is vllm, which is not installed.*--extra vllm"),
-        ("profiles/hybrid.yaml", HOME, "of the resource 'head', and Ray has 0.*RAY_ADDRESS=auto"),
+        ("profiles/hybrid.yaml", HOME, r"7 of the resource 'head' \(Ray has 0\).*RAY_ADDRESS=auto"),
     ],
 )
 def test_what_is_missing_is_named_in_one_sentence(profile: str, has: dict[str, float], told: str):
