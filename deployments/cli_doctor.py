@@ -1,6 +1,7 @@
 """`mindfu doctor`: looks at everything that a server needs, and says what to do where something is wrong."""
 
 import json
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from app import checkup
 from app.checkup import Finding
 from app.errors import Misconfigured
 from app.settings import IMPORT_PATH, Secrets, Settings, home
+from deployments import preflight
 from deployments.cli_client import harmless
 from deployments.cli_options import Json
 from deployments.cli_serve import DEFAULT
@@ -51,7 +53,10 @@ def examined(config: Path) -> Iterator[Finding]:
     yield from _safely("llama.cpp", lambda: [checkup.llama_cpp()])
     yield from _safely("GPU", checkup.graphics)
     yield from _safely("machine", lambda: checkup.machine(folder))
-    yield from _configuration(config, secrets, folder)
+    told = list(_configuration(config, secrets, folder))
+    yield from told
+    if told[-1].state == "ok" and os.environ.get("RAY_ADDRESS", "local") == "local":  # to a cluster, nodes may come
+        yield from _safely("room", lambda: [_room(config)])
     settings, host, port = _read(config)
     around = list(_safely("port", lambda: checkup.server(host, port)))
     yield from around
@@ -75,6 +80,17 @@ def _configuration(config: Path, secrets: Secrets, folder: Path) -> Iterator[Fin
         yield Finding("configuration", "failure", problem, f"Correct it in {config}.")
     if not found:
         yield Finding("configuration", "ok", str(config))
+
+
+def _room(config: Path) -> Finding:
+    """Whether the parts find their CPUs and GPUs here."""
+    whole = resolved(config)
+    try:
+        preflight.require_room(whole, preflight.here())
+    except Misconfigured as error:
+        return Finding("room", "failure", error.problem, error.remedy)
+    wanted = (f"{amount:g} {name}" for name, amount in sorted(preflight.wants(whole).items()))
+    return Finding("room", "ok", f"the parts ask for {', '.join(wanted)}, which is here")
 
 
 def _read(config: Path) -> tuple[Settings, str, int]:

@@ -31,7 +31,6 @@ from deployments.profiles import placed, resolved
 
 START_TIMEOUT_S = 900.0  # a large model may have to be downloaded first
 STOP_TIMEOUT_S = 60.0
-OWN_CPUS = max(2, os.cpu_count() or 2)  # the graph asks for 2 in shares; a machine with one runs it too, only slower
 DEFAULT = Path("serve_config.yaml")
 
 Config = Annotated[Path, typer.Argument(help="The configuration.")]
@@ -130,7 +129,7 @@ def _find_parts(config: dict[str, Any]) -> None:
     """
     if os.environ["RAY_ADDRESS"] != "local":
         return
-    preflight.require(config, {"CPU": OWN_CPUS, "GPU": preflight.gpus()})
+    preflight.require(config, preflight.here())
     for application in config["applications"]:
         if application["import_path"] == IMPORT_PATH:
             llm = Settings.model_validate(application.get("args") or {}).llm
@@ -148,7 +147,7 @@ def _ray() -> Iterator[str]:
 
     print("Starting Ray …", flush=True)
     local = os.environ["RAY_ADDRESS"] == "local"
-    own: dict[str, Any] = {"num_cpus": OWN_CPUS, "object_store_memory": 512 * 2**20}
+    own: dict[str, Any] = {"num_cpus": preflight.OWN_CPUS, "object_store_memory": 512 * 2**20}
     if local:
         any_agent_port()
     context = ray.init(

@@ -3,6 +3,7 @@
 Only for a Ray of its own: on a cluster, nodes may come that nobody sees yet.
 """
 
+import os
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +15,7 @@ from app.vllm.start import require_vllm
 
 Config = Mapping[str, Any]
 NAMES = {"num_cpus": "CPU", "num_gpus": "GPU"}
+OWN_CPUS = max(2, os.cpu_count() or 2)  # the graph asks for 2 in shares; a machine with one runs it too, only slower
 SHARES = 1e-6  # of a resource, which Ray counts in ten-thousandths
 
 
@@ -22,15 +24,25 @@ def require(config: Config, has: Mapping[str, float]) -> None:
 
     has: by Ray's names, as `wants` tells them.
     """
+    require_room(config, has)
+    for application in config["applications"]:
+        if application["import_path"] == IMPORT_PATH:
+            _require_engine(Settings.model_validate(application.get("args") or {}))
+
+
+def require_room(config: Config, has: Mapping[str, float]) -> None:
+    """The first half of it."""
     wanted = wants(config)
     lacks = [name for name in sorted(wanted, reverse=True) if wanted[name] > has.get(name, 0.0) + SHARES]
     if lacks:
         told = " and ".join(f"{wanted[name]:g} {_words(name)} (Ray has {has.get(name, 0.0):g})" for name in lacks)
         remedy = " ".join(map(_remedy, lacks))
         raise Misconfigured("deployments", f"they ask for {told}, more than this machine has", remedy)
-    for application in config["applications"]:
-        if application["import_path"] == IMPORT_PATH:
-            _require_engine(Settings.model_validate(application.get("args") or {}))
+
+
+def here() -> Mapping[str, float]:
+    """What a Ray of its own has on this machine."""
+    return {"CPU": OWN_CPUS, "GPU": gpus()}
 
 
 def gpus() -> int:

@@ -96,6 +96,13 @@ def test_a_folder_without_a_configuration_is_told(tmp_path: Path):
     assert cli_doctor._read(config)[0].llm == LLMSettings()
 
 
+def test_gpus_and_resources_that_are_not_here_are_told(capsys: pytest.CaptureFixture[str]):
+    """Before anybody waits for them."""
+    profile = str(ROOT / "profiles" / "hybrid.yaml")
+    assert mindfu("doctor", profile) == 1
+    assert "✗ room: they ask for 7 of the resource 'head' (Ray has 0)" in capsys.readouterr().out
+
+
 async def test_the_embedded_postgresql_is_asked_where_it_runs(postgres_home: Path, pool: asyncpg.Pool):
     """By a connection; one that is stopped starts by itself."""
     import asyncio
