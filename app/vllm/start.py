@@ -69,13 +69,15 @@ def start(folder: Path, settings: VllmSettings, stats: Callable[..., Any]) -> An
     """An AsyncLLM. stats: makes its StatLogger. Raises Misconfigured with the remedy."""
     require_vllm()
     os.environ.update(PRIVATE)
+    from vllm.config import StructuredOutputsConfig
     from vllm.engine.arg_utils import AsyncEngineArgs
     from vllm.v1.engine.async_llm import AsyncLLM
 
     gpus = _gpus()
     memory.check(folder, settings, gpus)
     try:
-        told = AsyncEngineArgs(**arguments(folder, settings, cpu=not gpus))
+        grammars = StructuredOutputsConfig(backend="xgrammar")  # whose dialect we write: no other one is to try
+        told = AsyncEngineArgs(**arguments(folder, settings, cpu=not gpus), structured_outputs_config=grammars)
         return AsyncLLM.from_engine_args(told, stat_loggers=[stats])
     except Exception as error:  # vLLM raises whatever it meets: KeyError of an architecture, RuntimeError of CUDA
         raise Misconfigured("llm", f"vLLM does not start with {folder}: {reason(error)}", REMEDY) from error
