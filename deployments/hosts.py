@@ -16,6 +16,7 @@ decides: where `ray up` runs for the head, the head itself for all others. `ray 
 
 import json
 import logging
+import secrets
 import socket
 import subprocess
 import tempfile
@@ -45,6 +46,7 @@ from app.errors import Misconfigured
 BOOTSTRAP = Path("~/ray_bootstrap_config.yaml")  # what `ray up` leaves on the head, and nowhere else
 BOOTSTRAP_KEY = Path("~/ray_bootstrap_key.pem")  # likewise: with it the head reaches the others
 STOP_TIMEOUT_S = 60.0
+AGAIN = "#"
 HEAD = "head"  # the pool of the one host that is always there
 
 log = logging.getLogger(__name__)
@@ -53,14 +55,15 @@ Tags = dict[str, str]
 
 
 class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
-    """A node's id is its host's address. Used from several threads."""
+    """A node's id is its host's address, marked when the host is taken again. Used from several threads."""
 
     def __init__(self, provider_config: dict[str, Any], cluster_name: str) -> None:
         super().__init__(provider_config, cluster_name)
         self._pools: dict[str, list[str]] = provider_config["pools"]
         self._file = Path(provider_config.get("state") or tempfile.gettempdir()) / f"mindfu-hosts-{cluster_name}.json"
         self._lock, self._file_lock = threading.RLock(), FileLock(self._file.with_suffix(".lock"))
-        self._let_go: set[str] = set()  # by this process
+        self._let_go: set[str] = set()  # hosts, by this process
+        self._used: set[str] = set()  # hosts that it has let go once
         self._silent: dict[str, float] = {}  # when a host did not answer last, Unix time
         if BOOTSTRAP.expanduser().exists() and _is_here(self._pools[HEAD][0]):
             self._note_head()
@@ -97,11 +100,11 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
 
     def external_ip(self, node_id: str) -> str:
         """The host's address."""
-        return socket.gethostbyname(node_id)
+        return socket.gethostbyname(_host(node_id))
 
     def internal_ip(self, node_id: str) -> str:
         """The same: the hosts reach each other by what stands in the pools."""
-        return socket.gethostbyname(node_id)
+        return socket.gethostbyname(_host(node_id))
 
     def create_node(self, node_config: dict[str, Any], tags: Tags, count: int) -> dict[str, Any]:
         """Take hosts of the pool that has the node type's name, those that did not answer of late at last.
@@ -112,35 +115,38 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         name = tags[TAG_RAY_USER_NODE_TYPE]
         pool = self._pools.get(name, [])
         with self._change() as taken:
-            free = sorted((host for host in pool if host not in taken), key=lambda host: self._silent.get(host, 0.0))
+            away = set(map(_host, taken))
+            free = sorted((host for host in pool if host not in away), key=lambda host: self._silent.get(host, 0.0))
             if len(free) < count:
                 told = f"{count} hosts of the pool '{name}' are wanted, {len(free)} of {len(pool)} are free"
                 raise NodeLaunchException("InsufficientHosts", told, None)
-            taken.update({host: dict(tags) for host in free[:count]})
+            nodes = [self._node(host) for host in free[:count]]
+            taken.update({node: dict(tags) for node in nodes})
             self._let_go.difference_update(free[:count])
-        return {host: {} for host in free[:count]}
+        return {node: {} for node in nodes}
 
     def terminate_node(self, node_id: str) -> dict[str, Any]:
         """Stop Ray on the host, and let it go. One that does not answer is let go as well: it may be switched off."""
-        ssh = self.provider_config["ssh"]
+        ssh, host = self.provider_config["ssh"], _host(node_id)
         key = BOOTSTRAP_KEY if BOOTSTRAP_KEY.expanduser().exists() else Path(ssh["key"])
         options = ("BatchMode=yes", "ConnectTimeout=10", "StrictHostKeyChecking=accept-new")
         command = ["ssh", *(part for option in options for part in ("-o", option)), "-i", str(key.expanduser())]
         try:
             subprocess.run(  # noqa: S603 - of the cluster's own configuration
-                [*command, "-p", str(ssh.get("port", 22)), f"{ssh['user']}@{node_id}", self.provider_config["stop"]],
+                [*command, "-p", str(ssh.get("port", 22)), f"{ssh['user']}@{host}", self.provider_config["stop"]],
                 stdin=subprocess.DEVNULL,
                 capture_output=True,
                 check=True,
                 timeout=STOP_TIMEOUT_S,
             )
-            self._silent.pop(node_id, None)
+            self._silent.pop(host, None)
         except (subprocess.SubprocessError, OSError) as error:
-            log.warning("Ray was not stopped on %s, which is free all the same: %s", node_id, error)
-            self._silent[node_id] = time.time()
+            log.warning("Ray was not stopped on %s, which is free all the same: %s", host, error)
+            self._silent[host] = time.time()
         with self._change() as taken:
             taken.pop(node_id, None)
-            self._let_go.add(node_id)
+            self._let_go.add(host)
+            self._used.add(host)
         return {node_id: {}}
 
     def terminate_nodes(self, node_ids: list[str]) -> dict[str, Any]:
@@ -156,6 +162,10 @@ class HostPool(NodeProvider):  # type: ignore[misc]  # Ray has no types
         for problem in problems(cluster_config):
             raise Misconfigured("provider.pools", problem, "See cluster/hosts.yaml.")
         return cluster_config
+
+    def _node(self, host: str) -> str:
+        """An id that no node had here: the autoscaler would take one that comes back for the one that left."""
+        return f"{host}{AGAIN}{secrets.token_hex(3)}" if host in self._used else host
 
     def _note_head(self) -> None:
         """The head knows of itself: it was noted where `ray up` ran. Notes of before are of nodes that are gone."""
@@ -204,6 +214,10 @@ def problems(config: dict[str, Any]) -> list[str]:
         if not types[name].get("resources"):
             found.append(f"'{name}' has no resources, so nothing that is asked for would bring one")
     return found
+
+
+def _host(node_id: str) -> str:
+    return node_id.partition(AGAIN)[0]
 
 
 def _is_here(address: str) -> bool:

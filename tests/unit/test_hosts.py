@@ -89,7 +89,15 @@ def test_a_host_that_is_let_go_stops_ray_and_can_be_taken_again(provider: HostPo
     provider.terminate_node("127.0.0.4")
     told = (tmp_path / STOPPED).read_text()
     assert told.endswith(f"-i {tmp_path}/.ssh/id -p 22 ubuntu@127.0.0.4 ray stop\n")
-    assert provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-train"), 1) == {"127.0.0.4": {}}
+    (node,) = provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-train"), 1)
+    assert node.startswith("127.0.0.4#"), "the autoscaler would take the same id for the node that left"
+    assert provider.internal_ip(node) == "127.0.0.4"
+    assert (provider.is_running(node), provider.is_terminated("127.0.0.4")) == (True, True)
+    with pytest.raises(NodeLaunchException, match="0 of 1 are free"):
+        provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-train"), 1)
+    provider.terminate_node(node)
+    assert (tmp_path / STOPPED).read_text().endswith("ubuntu@127.0.0.4 ray stop\n")
+    assert provider.is_terminated(node)
 
 
 def test_a_host_that_does_not_answer_is_let_go_all_the_same(provider: HostPool, tmp_path: Path):
@@ -106,10 +114,12 @@ def test_a_host_that_did_not_answer_is_taken_last(provider: HostPool, tmp_path: 
     (tmp_path / "bin" / "ssh").write_text("#!/bin/sh\nexit 255\n")
     provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 1)
     provider.terminate_node("127.0.0.2")
-    assert provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 2) == {"127.0.0.3": {}, "127.0.0.2": {}}
+    nodes = list(provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 2))
+    assert [provider.internal_ip(node) for node in nodes] == ["127.0.0.3", "127.0.0.2"]
     (tmp_path / "bin" / "ssh").write_text(ssh)
-    provider.terminate_nodes(["127.0.0.2", "127.0.0.3"])
-    assert provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 1) == {"127.0.0.2": {}}, "it answered again"
+    provider.terminate_nodes(nodes)
+    (node,) = provider.create_node({}, tags(NODE_KIND_WORKER, "gpu-serve"), 1)
+    assert provider.internal_ip(node) == "127.0.0.2", "it answered again"
 
 
 def test_ray_down_reaches_every_host(provider: HostPool):
