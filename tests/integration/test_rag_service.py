@@ -89,6 +89,13 @@ async def test_a_chat_is_answered_from_the_documents(gateway: Whole, key: str, h
     assert "3 August" not in (await http.post("/v1/chat/completions", json=without)).text
 
 
+async def test_a_session_is_answered_from_the_documents_as_well(http: httpx.AsyncClient):
+    """By default it may answer with as many tokens as this model's window has: the length yields, not the sources."""
+    told = (await http.post("/chat", json={"messages": user("When was the wheat cut?")})).json()
+    assert "3 August" in told["response"]
+    assert [source["title"] for source in told["sources"]] == ["harvest.pdf"]
+
+
 async def test_answers_are_kept_and_spent_on_the_key(gateway: Whole, key: str, http: httpx.AsyncClient):
     """For fine-tuning later, and for the bill."""
     await http.post("/v1/chat/completions", json={"model": MODEL, "messages": user("Keep this sentence.")})
