@@ -37,7 +37,8 @@ class Cluster:
     machines: dict[str, Machine]
     folder: Path
     url: str
-    served: dict[str, Any] = field(default_factory=dict)  # what is served now
+    args: dict[str, Any] = field(default_factory=dict)  # of the graph that is served, beside its model
+    release: str = ""
 
     @property
     def head(self) -> Machine:
@@ -71,15 +72,16 @@ class Cluster:
         names = {machine.address: name for name, machine in self.machines.items()}
         return {one["replica_id"]: names[one["node_ip"]] for one in replicas if one["state"] == "RUNNING"}
 
-    def serve(self, *, replicas: tuple[int, int], args: dict[str, Any] | None = None) -> None:
-        """Change what is served, as people do: edit the file, `serve deploy` it. Returns at once."""
-        config = graph(replicas, args or {})
-        text = yaml.safe_dump(config)
+    def write(self, *, replicas: tuple[int, int], args: dict[str, Any] | None = None, release: str = "") -> None:
+        """Say what is to be served: of the model, least and most replicas; the rest stays unless it is given."""
+        self.args, self.release = self.args if args is None else args, release or self.release
+        text = yaml.safe_dump(graph(replicas, self.args, self.release))
         self.head.run(f"cat > ~/mindfu/cluster/serve.yaml <<'EOF'\n{text}\nEOF")
-        if self.served:
-            self.ray(".venv/bin/mindfu check cluster/serve.yaml")
-            self.ray(".venv/bin/serve deploy cluster/serve.yaml")
-        self.served = config
+
+    def deploy(self, *, replicas: tuple[int, int], args: dict[str, Any] | None = None, release: str = "") -> None:
+        """Say it, check it, and have it served, as people do. Returns at once."""
+        self.write(replicas=replicas, args=args, release=release)
+        self.ray(".venv/bin/mindfu check cluster/serve.yaml && .venv/bin/serve deploy cluster/serve.yaml")
 
     def until(self, found: Callable[[], Any], limit_s: float = 120) -> Any:
         """Wait until something is so, and say what it is."""
@@ -98,18 +100,19 @@ class Cluster:
         )
 
 
-def graph(replicas: tuple[int, int], args: dict[str, Any]) -> dict[str, Any]:
+def graph(replicas: tuple[int, int], args: dict[str, Any], release: str) -> dict[str, Any]:
     """cluster/serve.yaml with a tiny model that needs no GPU, and less patience."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
     (application,) = config["applications"]
     llm = {"model": "/root/mindfu/models/tiny.gguf", "name": MODEL, "window": 2048, "slots": 8, "threads": 1}
     application["args"] = {"llm": llm, "gateway": {"wake_wait_s": 60}, **args}
+    application["runtime_env"] = {"env_vars": {"MINDFU_RELEASE": release}}
     model = next(one for one in application["deployments"] if one["name"] == LLM)
     model["autoscaling_config"] |= {
         "min_replicas": replicas[0], "max_replicas": replicas[1], "downscale_delay_s": 5, "upscale_delay_s": 1,
         "look_back_period_s": 3, "metrics_interval_s": 1,
     }  # fmt: skip
-    model["ray_actor_options"] = {"num_cpus": 4, "resources": {"serve": 1}}
+    model["ray_actor_options"] = {"num_cpus": 5, "resources": {"serve": 1}}  # of 8: one to a node
     return config
 
 
@@ -164,7 +167,7 @@ def cluster(folder: Path, hosts: dict[str, Machine]) -> Iterator[Cluster]:
     desk.run(f"{ROOT}/.venv/bin/ray up -y --no-config-cache {file}", timeout_s=300)
     print(f"\nray up took {time.monotonic() - started:.1f} s")
     cluster = Cluster(hosts, folder, f"http://{hosts['head'].address}:11434")
-    cluster.serve(replicas=(0, 2))
+    cluster.write(replicas=(0, 2), release="1")
     command = (
         "cd ~/mindfu && . cluster/environment.sh && RAY_ADDRESS=auto exec .venv/bin/mindfu serve cluster/serve.yaml"
     )
@@ -176,6 +179,7 @@ def cluster(folder: Path, hosts: dict[str, Machine]) -> Iterator[Cluster]:
     print(f"and MindFu answered {time.monotonic() - started:.1f} s after its beginning")
     yield cluster
     desk.run(f"{ROOT}/.venv/bin/ray down -y {file}", timeout_s=300)
+    serving.wait(60)
     left = [
         line for host in hosts.values() for word in ("raylet", "gcs_server", "ray::") for line in host.processes(word)
     ]
@@ -197,7 +201,8 @@ def prepare(folder: Path) -> None:
         "KEY_PEPPER": token_hex(32),
         "API_KEY": KEY,
     }
-    (folder / "secrets.sh").write_text("".join(f"MINDFU_{name}={value}\n" for name, value in secrets.items()))
+    lines = [f"MINDFU_{name}={value}\n" for name, value in secrets.items()]
+    (folder / "secrets.sh").write_text("".join([*lines, "export PYTHONPATH=/root/mindfu\n"]))  # not the shared one's
 
 
 @contextmanager

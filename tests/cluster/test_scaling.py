@@ -48,3 +48,12 @@ def test_training_brings_its_own_node_beside_serving_within_the_limits(cluster: 
     assert f"ran on ['{address}', '{address}']" in log.read_text()
     assert seen <= {"head", "serve-1", "train-1"}, "of each kind as many as may be"
     cluster.until(lambda: set(cluster.nodes()) == {"head"})
+
+
+def test_ray_lets_in_who_has_the_token_and_reports_nothing(cluster: Cluster):
+    """Its pages are for the head alone, and there for those with the token; what it would report is off everywhere."""
+    status = "curl -s -o /dev/null -w '%{http_code}' -m 5 http://{}:8265/api/serve/applications/ || true"
+    assert cluster.head.run(status.replace("{}", "127.0.0.1")) in {"401", "403"}
+    assert cluster.machines["desk"].run(status.replace("{}", cluster.head.address)) == "000"
+    told = cluster.head.run("tr '\\0' '\\n' < /proc/$(pgrep -x gcs_server)/environ | grep -E 'USAGE_STATS|AUTH_MODE'")
+    assert set(told.split()) == {"RAY_USAGE_STATS_ENABLED=0", "RAY_AUTH_MODE=token"}
