@@ -93,7 +93,7 @@ async def test_a_session_is_answered_from_the_documents_as_well(http: httpx.Asyn
     """By default it may answer with as many tokens as this model's window has: the length yields, not the sources."""
     told = (await http.post("/chat", json={"messages": user("When was the wheat cut?")})).json()
     assert "3 August" in told["response"]
-    assert [source["title"] for source in told["sources"]] == ["harvest.pdf"]
+    assert told["sources"][0]["title"] == "harvest.pdf"
 
 
 async def test_answers_are_kept_and_spent_on_the_key(gateway: Whole, key: str, http: httpx.AsyncClient):
