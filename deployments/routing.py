@@ -7,7 +7,10 @@ on our messages and on calls without any (stats, load), and knows no tenants: th
 from collections.abc import Sequence
 from typing import Any
 
+import ray
 from ray.llm._internal.serve.routing_policies.prefix_aware.prefix_aware_router import PrefixCacheAffinityRouter
+from ray.llm._internal.serve.routing_policies.prefix_aware.prefix_tree import PrefixTreeActor
+from ray.serve._private.constants import SERVE_CONTROLLER_NAME, SERVE_NAMESPACE
 from ray.serve._private.request_router import PowerOfTwoChoicesRequestRouter
 from ray.serve.config import RequestRouterConfig
 
@@ -26,6 +29,20 @@ KNOBS = {
 
 class PrefixRouter(PrefixCacheAffinityRouter):  # type: ignore[misc]  # untyped
     """Ray's router of prefixes for requests of our contract; what has no prompt goes to the freer of two."""
+
+    def initialize_state(self, **knobs: object) -> None:
+        """Share one tree with the other gateways. Ray's own would wait for a CPU, where the graph may have them all."""
+        of = self._deployment_id
+        tree = PrefixTreeActor.options(
+            name="PrefixTree",
+            namespace=f"{SERVE_NAMESPACE}::{of.app_name}::{of.name}",
+            get_if_exists=True,
+            lifetime="detached",
+            num_cpus=0,
+        ).remote()
+        controller = ray.get_actor(SERVE_CONTROLLER_NAME, namespace=SERVE_NAMESPACE)
+        ray.get(controller._register_shutdown_cleanup_actor.remote(tree))  # noqa: SLF001 - as Ray's own router does
+        super().initialize_state(tree_actor=tree, **knobs)
 
     async def choose_replicas(self, candidate_replicas: Replicas, pending_request: Any = None) -> list[Replicas]:
         """The replicas to be tried, best first, as Ray asks for them."""

@@ -36,7 +36,7 @@ class VllmSettings(Strict):
     kv_cache_bytes: int | None = Field(None, ge=2**20)  # of the cache; None: what gpu_memory_utilization leaves
     gpu_memory_utilization: float = Field(0.9, gt=0.0, le=1.0)  # of each GPU: weights, cache and buffers together
     prefix_caching: bool = True  # beginnings that were computed once are not again, each tenant's for itself
-    prefix_routing: bool = True  # of several replicas, the one is asked that knows the beginning of a prompt already
+    prefix_routing: bool = False  # of several replicas, ask the one that knows the beginning of a prompt already
     chunked_prefill: bool = True  # a long prompt is computed in pieces, between the steps of running answers
     tensor_parallel_size: int = Field(1, ge=1)  # GPUs of one machine that share every layer; num_gpus as well
     enforce_eager: bool = False  # no CUDA graphs: slower, with less memory and a faster start
