@@ -1,4 +1,4 @@
-"""An adapter becomes the champion of a running server, under load, and is taken back: no request fails."""
+"""An adapter is promoted on a running server under load, tried out by some and by nobody, and taken back."""
 
 import asyncio
 import json
@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
@@ -17,7 +17,7 @@ from tests.acceptance.conftest import ROOT, Server
 pytestmark = pytest.mark.integration
 
 DEMO = Shape(embedding=160, layers=5, heads=5, kv_heads=5, feed_forward=416)
-ASKED = {
+ASKED: dict[str, Any] = {
     "model": "mindfu-demo",
     "messages": [{"role": "user", "content": "What are you?"}],
     "max_tokens": 24,
@@ -38,10 +38,15 @@ def mindfu(server: Server, *arguments: str) -> dict[str, object]:
     return told
 
 
-async def test_a_promotion_and_a_rollback_under_load_fail_no_request(server: Server, tmp_path: Path):
+@pytest.fixture(scope="module", autouse=True)
+def loud(server: Server, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """`mindfu-demo@loud`, whose weights are noise."""
+    file = random_adapter(tmp_path_factory.mktemp("adapter") / "any.gguf", DEMO, rank=8)
+    mindfu(server, "adapters", "add", "mindfu-demo@loud", str(file))
+
+
+async def test_a_promotion_and_a_rollback_under_load_fail_no_request(server: Server):
     """Every answer is a 200 and wholly of one adapter; the rollback gives the base's answer back to the letter."""
-    file = random_adapter(tmp_path / "any.gguf", DEMO, rank=8)
-    await asyncio.to_thread(mindfu, server, "adapters", "add", "mindfu-demo@loud", str(file))
     answers: list[tuple[int, str]] = []
     over = asyncio.Event()
     async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
@@ -80,3 +85,36 @@ async def test_a_promotion_and_a_rollback_under_load_fail_no_request(server: Ser
     assert (back.status_code, back.json()["champion"], back.json()["previous"]) == (200, None, "loud")
     assert rollback_s < 1.0
     assert models["mindfu-demo:loud"]["loaded"]
+
+
+async def test_a_canary_answers_whole_conversations_and_a_shadow_nobody(server: Server):
+    """Both by one request each; a rollback ends the trial."""
+    tried = {"version": "loud", "force": True, "reason": "a trial"}
+    async with httpx.AsyncClient(base_url=server.url, timeout=180) as http:
+
+        async def conversation() -> tuple[str, ...]:
+            """Which weights gave each of its two answers."""
+            said, whose = list(ASKED["messages"]), []
+            for _ in range(2):
+                told = (
+                    await http.post("/v1/chat/completions", json=ASKED | {"messages": said, "max_tokens": 8})
+                ).json()
+                whose.append(told["system_fingerprint"])
+                said += [told["choices"][0]["message"], {"role": "user", "content": "And?"}]
+            return tuple(whose)
+
+        assert (await http.post("/models/mindfu-demo/promote", json=tried | {"canary": 0.5})).status_code == 200
+        seen = set()
+        async with asyncio.timeout(60):
+            while len(seen) < 2:
+                seen.add(await conversation())
+        assert all(first == second for first, second in seen)
+        assert (await http.post("/models/mindfu-demo/rollback")).json()["trial"] is None
+        assert (await http.post("/models/mindfu-demo/promote", json=tried | {"shadow": 1.0})).status_code == 200
+        shown = (await http.post("/v1/chat/completions", json=ASKED)).json()["choices"][0]["message"]["content"]
+        async with asyncio.timeout(60):
+            while not (shadows := (await http.get("/models/mindfu-demo/serving")).json()["shadows"]):  # noqa: ASYNC110
+                await asyncio.sleep(0.05)
+        await http.post("/models/mindfu-demo/rollback")
+    assert shadows[0]["shown"]["content"] == shown
+    assert shadows[0]["answer"]["content"] != shown
