@@ -10,19 +10,19 @@ OBJECT_STORE_BYTES = 256 * 2**20  # of a Ray of our own: rows and numbers, no we
 
 
 @contextmanager
-def connected(home: Path) -> Iterator[None]:
-    """Ray for the block; one that is connected already is used, and kept."""
+def connected(home: Path) -> Iterator[str]:
+    """Ray for the block; one that is connected already is used, and kept. Yields its address."""
     _environment(home)
     import ray  # reads the environment
 
     if ray.is_initialized():
-        yield
+        yield ray.get_runtime_context().gcs_address
         return
     address = os.environ.get("RAY_ADDRESS", "local")
     own = {"object_store_memory": OBJECT_STORE_BYTES, "include_dashboard": False} if address == "local" else {}
     ray.init(address, logging_level="warning", log_to_driver=False, **own)
     try:
-        yield
+        yield ray.get_runtime_context().gcs_address
     finally:
         ray.shutdown()
 
