@@ -44,9 +44,15 @@ def watch(told: Sequence[str]) -> None:
 
 
 def children() -> list[psutil.Process]:
-    """The processes that this one has started, but for the one that tidies up behind multiprocessing."""
-    started = psutil.Process().children()
-    return [child for child in started if not any("resource_tracker" in word for word in child.cmdline())]
+    """The processes that this one has started and that run, but for what tidies up behind multiprocessing."""
+    return [child for child in psutil.Process().children() if _works(child)]
+
+
+def _works(child: psutil.Process) -> bool:
+    try:
+        return not any("resource_tracker" in word for word in child.cmdline())
+    except psutil.NoSuchProcess:  # it has ended, and nobody asked yet how
+        return False
 
 
 if __name__ == "__main__":

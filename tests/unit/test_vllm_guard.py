@@ -1,12 +1,13 @@
 """No process outlives the replica that started it."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
 
 import psutil
 
-from app.vllm.guard import Guard
+from app.vllm.guard import Guard, children
 
 ROOT = Path(__file__).parents[2]
 PARENT = """
@@ -42,3 +43,12 @@ def test_a_process_of_the_same_number_is_left_alone():
         assert other.poll() is None
         Guard([psutil.Process(other.pid)]).close()
         assert other.wait() < 0
+
+
+def test_a_child_that_has_ended_is_none():
+    """It stays in the list of processes until its parent asks how it ended."""
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as child:
+        assert child.pid in [one.pid for one in children()]
+        child.kill()
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        assert child.pid not in [one.pid for one in children()]
