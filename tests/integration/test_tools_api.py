@@ -17,7 +17,7 @@ import yaml
 from app.messages import Delta, Done, End, Generate, Message, Timings, ToolCallDelta, Usage
 from app.settings import LLMSettings, Settings, ToolSettings
 from deployments.llama_cpp import LlamaCpp
-from tests.gateway import Echo, Whole, whole
+from tests.gateway import Echo, Local, Whole, whole
 
 pytestmark = pytest.mark.integration
 ASKED = [{"role": "user", "content": "What is in the notes?"}]
@@ -424,7 +424,7 @@ async def test_a_client_that_leaves_in_mid_answer_leaves_a_turn_with_its_calls(g
 
     stalls = Stalls()
     stalls.will(calls(("read_file", {"path": str(notes)})))
-    before, gateway.gateway.answering.llm = gateway.gateway.answering.llm, type(gateway.gateway.answering.llm)(stalls)
+    before, gateway.gateway.answering.llm = gateway.gateway.answering.llm, Local(stalls)
     try:
         leaving = asyncio.create_task(chat(gateway, key, server_tools=True, stream=True))
         await silent.wait()
