@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from app.settings import home
 
-START_TIMEOUT_S = 120.0
+START_TIMEOUT_S = 300.0
 EXAMPLE_SERVER_NEEDS = ("sse-starlette", "starlette-context", "pydantic-settings")
 CMAKE = (
     "-DCMAKE_BUILD_TYPE=Release",
@@ -90,7 +90,7 @@ async def ours(load: Load, port: int, name: str = "ours", **settings: object) ->
     """Our engine behind the thin server. settings: further LLMSettings."""
     sizes = {"slots": load.slots, "window": load.window, "threads": load.threads, "queue": 64}
     command = [sys.executable, "-m", "benchmarks.thin_server", str(load.model), str(port), json.dumps(sizes | settings)]
-    async with _running(name, command, port) as server:
+    async with running(name, command, port) as server:
         yield server
 
 
@@ -102,7 +102,7 @@ async def theirs(program: Path, load: Load, port: int) -> AsyncIterator[Server]:
         str(program), "-m", str(load.model), "--port", str(port), "-np", str(load.slots), "-c", cells,
         "-t", threads, "-tb", threads, "--jinja", "--no-webui", "--log-disable",
     ]  # fmt: skip
-    async with _running("llama-server", command, port) as server:
+    async with running("llama-server", command, port) as server:
         yield server
 
 
@@ -124,14 +124,15 @@ async def example(load: Load, port: int) -> AsyncIterator[Server]:
         "--interrupt_requests", "False", "--verbose", "False",
     ]  # fmt: skip
     environment = {"PYTHONPATH": os.pathsep.join([str(folder), os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)}
-    async with _running("llama-cpp-python", command, port, environment, "/v1/models") as server:
+    async with running("llama-cpp-python", command, port, environment, "/v1/models") as server:
         yield server
 
 
 @asynccontextmanager
-async def _running(
+async def running(
     name: str, command: list[str], port: int, environment: Mapping[str, str] | None = None, health: str = "/health"
 ) -> AsyncIterator[Server]:
+    """A server that was started, as soon as it answers 200 at `health`; ended with the block."""
     process = await asyncio.create_subprocess_exec(
         *command, stdout=subprocess.DEVNULL, env={**os.environ, **(environment or {})}
     )

@@ -2,7 +2,7 @@
 
     python -m benchmarks.thin_server FILE.gguf PORT '{"slots": 16, "window": 2048}'
 
-The third argument is LLMSettings as JSON. Speaks just enough of OpenAI's chat completions for the benchmark, streamed.
+The third argument is LLMSettings as JSON. Speaks just enough of OpenAI's chat completions for the benchmarks.
 No checks, no records, no retrieval: the whole graph has a benchmark of its own, `benchmarks.serving`.
 """
 
@@ -20,6 +20,7 @@ from app.settings import LLMSettings
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "seed", "ignore_eos")
 HEADERS = [(b"content-type", b"text/event-stream")]
+WHOLE = [(b"content-type", b"application/json")]
 
 
 def application(engine: Engine) -> ASGIApp:
@@ -32,14 +33,30 @@ def application(engine: Engine) -> ASGIApp:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
+        asked = json.loads(body) if body else {"stream": True}
+        if not asked.get("stream"):
+            data = json.dumps(await _whole(engine, asked)).encode()
+            await send({"type": "http.response.start", "status": 200, "headers": WHOLE})
+            await send({"type": "http.response.body", "body": data})
+            return
         await send({"type": "http.response.start", "status": 200, "headers": HEADERS})
         if body:
-            async for item in engine.generate(_asked(json.loads(body))):
+            async for item in engine.generate(_asked(asked)):
                 data = b"data: " + json.dumps(_chunk(item)).encode() + b"\n\n"
                 await send({"type": "http.response.body", "body": data, "more_body": True})
         await send({"type": "http.response.body", "body": b"data: [DONE]\n\n"})
 
     return app
+
+
+async def _whole(engine: Engine, asked: dict[str, Any]) -> dict[str, Any]:
+    items = [item async for item in engine.generate(_asked(asked))]
+    message = {"role": "assistant", "content": "".join(item.text for item in items if isinstance(item, Delta))}
+    frame = _chunk(items[-1])
+    return frame | {
+        "object": "chat.completion",
+        "choices": [{"index": 0, "message": message, "finish_reason": frame["choices"][0]["finish_reason"]}],
+    }
 
 
 def _chunk(item: Delta | Done) -> dict[str, Any]:
