@@ -23,12 +23,13 @@ import psutil
 
 BRIDGE, NETWORK = "mindfu0", "10.77.0"
 DESK = f"{NETWORK}.254"  # this machine, as they see it
+HOME = Path("~root").expanduser()  # each machine has its own there
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 TOOLS = ("ip", "unshare", "nsenter", "ssh", "ssh-keygen", "/usr/sbin/sshd", "rsync")
 BOOT = """set -e
 mount --make-rprivate /
 mkdir -p {folder}/home && mount -t tmpfs -o size=2g tmpfs {folder}/home && mkdir {folder}/home/up {folder}/home/work
-mount -t overlay -o lowerdir=/root,upperdir={folder}/home/up,workdir={folder}/home/work overlay /root
+mount -t overlay -o lowerdir={root},upperdir={folder}/home/up,workdir={folder}/home/work overlay {root}
 mount -t tmpfs -o size=2g tmpfs /tmp
 mount -t tmpfs -o size=512m tmpfs /dev/shm
 mount -t tmpfs tmpfs /run && mkdir /run/sshd
@@ -89,7 +90,7 @@ class Machine:
 
     def _inside(self, command: str) -> list[str]:
         enter = ["nsenter", f"--target={self._process.pid}", "--net", "--mount", "--pid", "--uts"]
-        clean = ["env", "-i", "HOME=/root", "TERM=dumb", "LANG=C.UTF-8", f"PATH={PATH}"]
+        clean = ["env", "-i", f"HOME={HOME}", "TERM=dumb", "LANG=C.UTF-8", f"PATH={PATH}"]
         return [*enter, *clean, "bash", "-c", f"cd && {command}"]
 
 
@@ -114,7 +115,7 @@ def machines(names: Sequence[str], folder: Path) -> Iterator[dict[str, Machine]]
 def _booted(name: str, address: str, folder: Path, undo: ExitStack) -> Machine:
     own = folder / name
     own.mkdir()
-    script = BOOT.format(folder=own, name=name, address=address, keys=folder / "keys")
+    script = BOOT.format(root=HOME, folder=own, name=name, address=address, keys=folder / "keys")
     log = undo.enter_context((own / "boot.log").open("wb"))
     apart = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
     outer = subprocess.Popen([*apart, "bash", "-c", script], stdout=log, stderr=log, stdin=subprocess.DEVNULL)

@@ -235,7 +235,7 @@ class Engine:
             return output.num_cached_tokens or 0, _timings(output.metrics)
         except MindFuError:
             raise
-        except Exception as error:
+        except Exception as error:  # the edge to vLLM: whatever it raises, callers get one of our errors
             raise _translated(error) from error
 
     def _done(self, asked: Asked, told: tuple[int, Timings]) -> Done:

@@ -20,7 +20,7 @@ import yaml
 
 from app.postgres_home import binaries
 from tests.gguf_factory import random_model
-from tests.machines import DESK, Machine, machines, missing
+from tests.machines import DESK, HOME, Machine, machines, missing
 
 ROOT = Path(__file__).parents[2]
 CODE = ("app", "deployments", "train", "cluster", "params.yaml", "pyproject.toml")
@@ -104,7 +104,7 @@ def graph(replicas: tuple[int, int], args: dict[str, Any], release: str) -> dict
     """cluster/serve.yaml with a tiny model that needs no GPU, and less patience."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
     (application,) = config["applications"]
-    llm = {"model": "/root/mindfu/models/tiny.gguf", "name": MODEL, "window": 2048, "slots": 8, "threads": 1}
+    llm = {"model": f"{HOME}/mindfu/models/tiny.gguf", "name": MODEL, "window": 2048, "slots": 8, "threads": 1}
     application["args"] = {"llm": llm, "gateway": {"wake_wait_s": 60}, **args}
     application["runtime_env"] = {"env_vars": {"MINDFU_RELEASE": release}}
     model = next(one for one in application["deployments"] if one["name"] == LLM)
@@ -126,9 +126,9 @@ def launcher(hosts: dict[str, Machine], folder: Path) -> dict[str, Any]:
     config["auth"] = {"ssh_user": "root", "ssh_private_key": key}
     config["idle_timeout_minutes"] = IDLE_MINUTES
     config["file_mounts"] = {
-        "/root/mindfu": str(folder / "checkout"),
-        "/root/.ray/auth_token": str(folder / "auth_token"),
-        "/root/.config/mindfu/secrets.sh": str(folder / "secrets.sh"),
+        f"{HOME}/mindfu": str(folder / "checkout"),
+        f"{HOME}/.ray/auth_token": str(folder / "auth_token"),
+        f"{HOME}/.config/mindfu/secrets.sh": str(folder / "secrets.sh"),
     }
     config["setup_commands"] = [f"ln -sfn {ROOT}/.venv ~/mindfu/.venv && chmod 600 ~/.ray/auth_token"]
     config["head_setup_commands"] = []
@@ -202,7 +202,7 @@ def prepare(folder: Path) -> None:
         "API_KEY": KEY,
     }
     lines = [f"MINDFU_{name}={value}\n" for name, value in secrets.items()]
-    (folder / "secrets.sh").write_text("".join([*lines, "export PYTHONPATH=/root/mindfu\n"]))  # not the shared one's
+    (folder / "secrets.sh").write_text("".join([*lines, f"export PYTHONPATH={HOME}/mindfu\n"]))  # not the shared one's
 
 
 @contextmanager

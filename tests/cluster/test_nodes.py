@@ -1,6 +1,7 @@
 """Several nodes: one dies, is cut off, is drained, or is told otherwise, while people chat."""
 
 import time
+from typing import Any
 
 import pytest
 
@@ -58,7 +59,7 @@ def test_a_node_that_dies_ends_its_own_streams_only(pair: Cluster):
     ("what", "args"),
     [("the placement", {}), ("the settings", {"chat": {"system_prompt": "Be brief."}})],
 )
-def test_a_changed_configuration_rolls_out_without_a_failed_request(pair: Cluster, what: str, args: dict):  # type: ignore[type-arg]
+def test_a_changed_configuration_rolls_out_without_a_failed_request(pair: Cluster, what: str, args: dict[str, Any]):
     """`serve deploy` of the changed file, while people chat: replicas go one after the other."""
     before = set(pair.serving())
     with under_load(pair.url, KEY, MODEL) as load:
