@@ -2,11 +2,14 @@
 
 Of all processes with one database one works at a time. What is to do stands in PostgreSQL, so a crash or a restart
 loses nothing; every step may be done twice. Nobody waits for it: an answer is recorded without a thought of memory.
+While people talk it works a tenth of the time, so that their answers come first, and catches up when they do not.
 """
 
 import asyncio
 import logging
+import time
 from collections.abc import Callable
+from datetime import UTC, datetime
 from typing import Protocol
 
 from app.errors import MindFuError, Unavailable
@@ -17,6 +20,8 @@ BATCH = 32  # turns of one look at the queue
 TOGETHER = 4  # that are embedded at a time, so that passes are full and queries still come between
 REST_S = 1.0  # between two looks when there is nothing to do
 RETRY_S = 5.0  # while something is away, or somebody else works
+TALKING_S = 5.0  # since the latest turn was recorded, for which people are taken to talk
+WAY = 9.0  # times as long as it worked it then rests, while they do
 
 logger = logging.getLogger(__name__)
 
@@ -52,7 +57,7 @@ class Remembering:
             try:
                 async with self._memory.working() as work:
                     while work is not None:
-                        if not await self.once(work):
+                        if not await self.once(work, way=WAY):
                             await asyncio.sleep(self._rest_s)
             except MindFuError as error:
                 logger.warning("Remembering waits: %s", error)
@@ -60,8 +65,11 @@ class Remembering:
                 logger.exception("remembering failed, and will be tried again")
             await asyncio.sleep(self._retry_s)
 
-    async def once(self, work: Work) -> int:
-        """Do what is due now, up to a batch. Returns how much. Raises Unavailable, with the rest left in the queue."""
+    async def once(self, work: Work, *, way: float = 0.0) -> int:
+        """Do what is due now, up to a batch. Returns how much. Raises Unavailable, with the rest left in the queue.
+
+        way: how many times as long as a few turns took it rests behind them, while people talk.
+        """
         gone = await work.forgotten(BATCH)
         for turn in gone:
             await self._retriever.forget(COLLECTION, memory_id(turn.turn_id, turn.created_at), turn.tenant)
@@ -70,7 +78,10 @@ class Remembering:
         due = await work.unremembered(BATCH)
         failed: list[Exception] = []
         for start in range(0, len(due), TOGETHER):
+            began = time.perf_counter()
             failed += await self._remember(work, due[start : start + TOGETHER])
+            if (datetime.now(UTC) - due[0].asked_at).total_seconds() < TALKING_S:
+                await asyncio.sleep(way * (time.perf_counter() - began))
         if failed:
             logger.error("%d turns could not be remembered, and are tried again later: %s", len(failed), failed[-1])
         return len(gone) + len(due)
