@@ -186,6 +186,7 @@ class Conversations:
     async def _connection(self) -> AsyncIterator[asyncpg.Connection]:
         with reaching_postgres():
             async with self.pool.acquire() as connection:
+                connection.leaves_nothing()
                 yield connection
 
 

@@ -67,6 +67,7 @@ from deployments.tooling import Tooling
 from deployments.waking import Look, Sleeper, Standing, of_serve
 
 HEALTH_TIMEOUT_S = 5.0
+VERSION = version("mindfu")
 UNLOADED = {"loaded": False, "adapters": ()}
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ class Gateway:
     def fingerprint(self, request: Generate, adapter: str | None) -> str:
         """What answers this request: see `openai.fingerprint`."""
         card = self.cards[self.root(request.model)].model_copy(update={"loaded": True, "adapters": ()})
-        return openai.fingerprint(card, adapter, version("mindfu"))
+        return openai.fingerprint(card, adapter, VERSION)
 
     def root(self, name: str) -> str:
         """The model behind a name that is served."""
@@ -222,7 +223,7 @@ class Gateway:
             "parts": parts,
             "training": await self._training(),
             "spooled_turns": self.recorder.pending(),
-            "version": version("mindfu"),
+            "version": VERSION,
         }
 
     async def readings(self) -> bytes:
@@ -367,7 +368,7 @@ class Gateway:
     def application(self) -> FastAPI:
         """Every route behind the guard, and before it what lets web pages call. Only while it is open."""
         told = Security(HTTPBearer(auto_error=False))  # so that /docs asks for a key; the guard is who checks it
-        app = FastAPI(title="MindFu", version=version("mindfu"), lifespan=self._lifespan, dependencies=[told])
+        app = FastAPI(title="MindFu", version=VERSION, lifespan=self._lifespan, dependencies=[told])
         app.add_middleware(
             Guard,
             keyring=self.keyring,

@@ -107,6 +107,20 @@ async def test_data_survive_a_restart_and_a_move_by_root(home: Path, tmp_path: P
     await copy.close()
 
 
+async def test_a_connection_is_returned_without_its_locks_unless_it_says_that_it_took_none(home: Path) -> None:
+    """The next user gets it like new: what is left behind is undone, and who leaves nothing saves the round trip."""
+    pool = await open_pool(None, home)
+    locks = "select count(*) from pg_locks where locktype = 'advisory'"
+    async with pool.acquire() as connection:
+        connection.leaves_nothing()
+        await connection.execute("select pg_advisory_lock(1)")  # which is not true
+    assert await pool.fetchval(locks) == 1
+    async with pool.acquire() as connection:  # the same one, and it says nothing
+        await connection.execute("select 1")
+    assert await pool.fetchval(locks) == 0
+    await pool.close()
+
+
 async def test_a_killed_server_is_started_again_and_its_users_reconnect(
     pool: asyncpg.Pool, postgres_home: Path
 ) -> None:
