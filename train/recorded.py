@@ -36,14 +36,34 @@ def whole(conversation: Conversation, asked: Asked, tenant: str) -> Line | None:
 
 
 def with_sources(conversation: Conversation, asked: Asked, tenant: str) -> Iterator[Line]:
-    """Each taught answer of that branch as a line of its own, behind the passages that the model saw for it."""
-    for turn in branch(conversation.turns):
+    """Each taught answer of that branch as a line of its own, behind the passages that the model saw for it.
+
+    Earlier answers stand there as they were corrected: a model that learnt them will have said so.
+    """
+    path = branch(conversation.turns)
+    for place, turn in enumerate(path):
         if taught(turn):
-            prompt = augment(asked[turn.id], turn.sources, turn.placement)
+            prompt = augment(improved(asked[turn.id], path[:place]), turn.sources, turn.placement)
             said = spoken(turn)
             messages = (*prompt, *(message for message, _ in said))
             weights = (*(0 for _ in prompt), *(int(good and message.role == "assistant") for message, good in said))
             yield Line(messages, weights, _tools(turn), _metadata(conversation, (turn,), tenant))
+
+
+def improved(messages: Sequence[Message], earlier: Sequence[RecordedTurn]) -> tuple[Message, ...]:
+    """A request with the corrections of the answers that it quotes. earlier: the turns before it, in their order.
+
+    What it quotes otherwise than it was given stays as it is.
+    """
+    made = list(messages)
+    start = 0
+    for turn in earlier:
+        quoted = (place for place in range(start, len(made)) if made[place].role == "assistant")
+        place = next((place for place in quoted if _words(made[place]) == _words(turn.answer)), None)
+        if place is not None:
+            made[place] = corrected(turn) or made[place]
+            start = place + 1
+    return tuple(made)
 
 
 def preferences(conversation: Conversation, asked: Asked, tenant: str, *, sources: bool) -> Iterator[Preference]:

@@ -93,6 +93,30 @@ def test_calls_of_the_servers_tools_are_learnt_with_what_came_of_them() -> None:
     assert taught.weights == (0, 0, 0, 1, 0, 1)
 
 
+def test_what_was_corrected_stands_corrected_before_later_answers() -> None:
+    """Answer by answer, also where two were the same; what nobody corrected, and what clients changed, stays."""
+
+    def user(text: str) -> Message:
+        return Message(role="user", content=text)
+
+    first = turn(1, answer="Hello.", feedback=judged(None, "One mocha?"))
+    second = turn(2, 1, answer="Hello.", feedback=judged(None, "Soon!"))
+    third = turn(3, 2, answer="Hello.")
+    fourth = turn(4, 3, answer="Bye.", feedback=judged(1))
+    said = [Message(role="assistant", content=text) for text in ("Hello.", "Hello. ", "Hello.")]
+    request = (SYSTEM, *(m for n, one in enumerate(said, 1) for m in (user(f"Question {n}"), one)), user("Question 4"))
+    told = Conversation(id="c", title="t", created_at=NOW, updated_at=NOW, turns=(first, second, third, fourth))
+    asked = {one.id: one.messages for one in (first, second)} | {fourth.id: request}
+    *_, line = with_sources(told, asked, "t")
+    assert [message.content for message in line.messages if message.role == "assistant"] == [
+        "One mocha?", "Soon!", "Hello.", "Bye.",
+    ]  # fmt: skip
+    assert line.weights == (0, 0, 0, 0, 0, 0, 0, 0, 1)
+    changed = {**asked, fourth.id: (user("Question 1"), Message(role="assistant", content="Tea."), user("Question 4"))}
+    *_, line = with_sources(told, changed, "t")
+    assert line.messages[1].content == "Tea."
+
+
 def test_a_rating_decides_a_fork() -> None:
     """Up wins over what came later, down loses against what was not judged, and a correction is as good as up."""
     assert numbers(turn(1), turn(2, 1, feedback=judged(1)), turn(3, 1)) == [1, 2]
