@@ -101,8 +101,10 @@ def _scores(name: str, judged: Judged, gates: Gates) -> Iterator[Check]:
             passed, bound = told.change.mean >= -gates.max_format_drop, gates.max_format_drop
         else:
             passed, bound = told.change.high >= -gates.max_drop, gates.max_drop
+        change = told.change
         text = (
-            f"{metric} on the {name} set goes from {told.base:.3f} to {told.tuned:.3f}, a drop of {bound:g} is allowed"
+            f"{metric} on the {name} set goes from {told.base:.3f} to {told.tuned:.3f}, by {change.mean:+.3f} a "
+            f"conversation (95 %: {change.low:+.3f} to {change.high:+.3f}), a drop of {bound:g} is allowed"
         )
         yield Check(f"{metric} ({name})", passed, text)
 
