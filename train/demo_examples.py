@@ -4,6 +4,7 @@ The prompt is made by `app.prompt.augment`, the very function that serves. Examp
 """
 
 # ruff: noqa: S311 - chance here writes examples, it guards nothing
+import json
 import random
 import re
 from bisect import bisect_right
@@ -15,7 +16,7 @@ from tokenizers import Encoding, Tokenizer
 
 from app import prompt
 from app.messages import Message, Passage
-from train import chat, demo_handbook, demo_questions, demo_tools
+from train import chat, demo_front, demo_handbook, demo_questions, demo_tools
 from train.demo_text import WORD, Document, Span, document
 from train.demo_words import LISTS
 
@@ -38,9 +39,20 @@ SMALLTALK = (
     ("You are welcome.", LISTS["thanks"]),
     ("Goodbye!", LISTS["farewell"]),
 )
-TOOL_SHARE = 0.25  # of the examples at level 1; with those between sources, this much of the prompts offer tools
+TOOL_SHARE = 0.3  # of the examples at level 1
+CALLED_SHARE = 0.5  # of the examples with tools: one of them fits
+FRONT_SHARE = 0.42  # of the examples at level 1: other text stands in front
+GAP_SHARE = 0.35  # of the examples: positions are left out behind the first token, as if text stood there
+WINDOW = 4096  # positions that there are
 # Of the examples at level 0, a fifth of that at level 1: half of such an example is copying, of others a twentieth.
 REPEAT_SHARE = 0.22
+SPELL_SHARE = 0.07  # of the examples at level 1
+SPELL = ("Write this as JSON:", "As a JSON list:", "Put these words into a list:", "Make a list of")
+SPELLED = [
+    word
+    for key in ("first", "city", "object", "adjective", "document", "system", "event", "weekday", "month")
+    for word in LISTS[key]
+]
 REPEAT = ("Repeat this text.", "Say this again:", "Repeat:", "Read this out, word for word.", "Repeat after me.")
 SYSTEMS = (
     "You are a helpful assistant.",
@@ -70,7 +82,10 @@ class Target(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """A chat before it is tokens. turns end with the user's; target None: the answer quotes nothing."""
+    """A chat before it is tokens. turns: before the user's last one; target None: the answer quotes nothing.
+
+    gap: positions left out behind the first token, if the window holds them.
+    """
 
     turns: tuple[chat.Turn, ...]
     question: str
@@ -78,6 +93,7 @@ class Example:
     target: Target | None
     answer: str
     kind: str
+    gap: int = 0
 
     def content(self) -> str:
         """The last user message as it is served."""
@@ -100,6 +116,9 @@ class Encoded:
     pointers: (position, earlier position that holds the token to copy).
     sentences: (first token, last token, is it quoted).
     matches: (last token of a passage's word, last token of the same word in the question, or 0 where it has none).
+    gathers: (last token of an offered tool, each of its words), (token of the answer, each word asked for that a tool
+        has, or 0 where none has one).
+    gap: positions left out behind the first token.
     """
 
     tokens: list[int]
@@ -107,7 +126,9 @@ class Encoded:
     pointers: list[tuple[int, int]]
     sentences: list[tuple[int, int, bool]]
     matches: list[tuple[int, int]]
+    gathers: list[tuple[int, int]]
     kind: str
+    gap: int = 0
 
 
 @dataclass(frozen=True)
@@ -127,7 +148,27 @@ class Writer:
         while True:
             made = self._draw(rng, level)
             if made is not None:
-                return made
+                return self._behind(rng, made, level)
+
+    def behind(self, number: int, made: Example, *, characters: int) -> Example:
+        """The same example for evaluation, with a system prompt of so many characters in front."""
+        return _fronted(made, self._front(random.Random(f"{self.seed}:{number}:front"), characters))
+
+    def _front(self, rng: random.Random, characters: int) -> str:
+        return demo_front.write(rng, characters, documents=self.documents, words=self.words, held_out=self.held_out)
+
+    def _behind(self, rng: random.Random, made: Example, level: float) -> Example:
+        """Some examples get a long system prompt, or a long turn before the last, or distance from the first token."""
+        if rng.random() < FRONT_SHARE * level:
+            text = self._front(rng, demo_front.length(rng))
+            if rng.random() < 0.15:
+                earlier = (chat.Turn("user", text), chat.Turn("assistant", rng.choice([NO_SOURCES, REFUSAL])))
+                place = 1 if made.turns and made.turns[0].role == "system" else 0
+                made = replace(made, turns=(*made.turns[:place], *earlier, *made.turns[place:]))
+            else:
+                made = _fronted(made, text)
+        gap = rng.randint(1, WINDOW) if rng.random() < GAP_SHARE * level else 0
+        return replace(made, gap=gap)
 
     def grounded(self, number: int, *, source: str, passages: int, answerable: bool) -> Example:
         """An example for evaluation, of one source ("docs", "handbook") and so many passages, without other turns."""
@@ -152,20 +193,28 @@ class Writer:
 
     def _tools(self, rng: random.Random) -> Example | None:
         """Tools on offer: one fits, or none does and the answer is what it would be without them."""
-        calls = [demo_tools.call(rng, held_out=self.held_out) for _ in range(rng.randint(1, 4))]
+        thing = rng.choice(demo_tools.THINGS) if rng.random() < 0.3 else None
+        calls = [
+            demo_tools.call(rng, held_out=self.held_out, words=self.words, thing=thing)
+            for _ in range(rng.choice([1, 1, 2, 2, 3, 3, 4, 4, 6, 8]))
+        ]
         by_name = {found.tool.name: found for found in calls}
         definitions = [found.tool.definition for found in by_name.values()]
         system = chat.Turn("system", chat.offer(definitions, _system(rng) if rng.random() < 0.3 else ""))
         kind = rng.random()
-        if kind < 0.6:
+        if kind < CALLED_SHARE:
             asked = rng.choice(list(by_name.values()))
-            return Example((system,), asked.request, (), None, asked.text, "tool call")
-        if kind < 0.8:
+            if rng.random() < 0.1:
+                return self._result(rng, system, asked)
+            pieces = self._passages(rng) if rng.random() < 0.2 else ()
+            return Example((system,), asked.request, pieces, None, asked.text, "tool call")
+        kind = (kind - CALLED_SHARE) / (1 - CALLED_SHARE)
+        if kind < 0.5:
             made = self._sourced(rng, "handbook", count=rng.randint(1, 3), level=0.7, answerable=rng.random() < 0.8)
-        elif kind < 0.9:
+        elif kind < 0.7:
             made = self._smalltalk(rng)
         else:
-            other = demo_tools.call(rng, held_out=self.held_out)
+            other = demo_tools.call(rng, held_out=self.held_out, words=self.words, thing=thing)
             made = None if other.tool.name in by_name else Example((), other.request, (), None, NO_SOURCES, "")
         return made and replace(made, turns=(system,), kind="no tool call")
 
@@ -174,6 +223,8 @@ class Writer:
             return self._smalltalk(rng)
         if rng.random() < TOOL_SHARE * level:
             return self._tools(rng)
+        if rng.random() < SPELL_SHARE * level:
+            return self._spell(rng)
         if rng.random() < REPEAT_SHARE * (1 - 0.8 * level):
             return self._repeat(rng, level)
         weights = {"noise": 0.35 - 0.27 * level, "handbook": 0.45 - 0.13 * level, "docs": 0.2 + 0.4 * level}
@@ -189,6 +240,18 @@ class Writer:
         if rng.random() < 0.12:
             turns += self._earlier(rng)
         return Example((*turns,), made.question, made.pieces, made.target, made.answer, made.kind)
+
+    def _result(self, rng: random.Random, system: chat.Turn, asked: demo_tools.Call) -> Example:
+        """A tool has answered: say what it said."""
+        said = rng.choice(demo_handbook.write(rng, held_out=self.held_out, facts=3).facts).sentence
+        if rng.random() < 0.3:
+            said = json.dumps({self._word(rng): said, self._word(rng): rng.randint(0, 999)}, ensure_ascii=False)
+        turns = (system, chat.Turn("user", asked.request), chat.Turn("assistant", asked.text))
+        return Example(turns, f"<tool_response>\n{said}\n</tool_response>", (), None, said, "tool result")
+
+    def _passages(self, rng: random.Random) -> tuple[Piece, ...]:
+        """Passages that have nothing to do with what is asked."""
+        return tuple(self._window(rng, rng.choice(self.documents), 400) for _ in range(rng.randint(1, 3)))
 
     def _sourced(
         self, rng: random.Random, source: str, *, count: int, level: float, answerable: bool
@@ -257,7 +320,7 @@ class Writer:
         number = rng.choice(home.clean)
         sentence = home.sentence(number)
         question = demo_questions.ask(rng, sentence, self.rarity, held_out=self.held_out)
-        if question is None or demo_questions.coverage(question.words, sentence) < 0.7:
+        if question is None or demo_questions.coverage(question.words, sentence) < 0.7 or not _as_served(sentence):
             return None
         pieces = []
         for _ in range(count):
@@ -330,6 +393,13 @@ class Writer:
             text = self._window(rng, rng.choice(self.documents), size).text
         return Example((), f"{rng.choice(REPEAT)}\n\n{text}", (), None, text, "repeat")
 
+    def _spell(self, rng: random.Random) -> Example:
+        """Words to put in quotation marks: behind one, a word has other tokens than behind a space."""
+        chosen = [rng.choice(self.words if rng.random() < 0.5 else SPELLED) for _ in range(rng.randint(3, 12))]
+        chosen = list(dict.fromkeys(chosen))
+        question = f"{rng.choice(SPELL)} {', '.join(chosen)}"
+        return Example((), question, (), None, json.dumps(chosen, ensure_ascii=False), "spelling")
+
     def _smalltalk(self, rng: random.Random) -> Example:
         turns: tuple[chat.Turn, ...] = (chat.Turn("system", _system(rng)),) if rng.random() < 0.3 else ()
         if rng.random() < 0.35:
@@ -347,6 +417,18 @@ class Writer:
             answer = f'"{book.facts[0].sentence}" [{rng.randint(1, 4)}]' if rng.random() < 0.75 else REFUSAL
             turns += [chat.Turn("user", rng.choice(book.facts[0].questions)), chat.Turn("assistant", answer)]
         return turns
+
+
+def _as_served(sentence: str) -> bool:
+    """Whether a prompt holds the sentence as it is, wherever it stands."""
+    return prompt.defused(sentence) == sentence
+
+
+def _fronted(made: Example, text: str) -> Example:
+    """The example with a text at the head of its system prompt."""
+    if made.turns and made.turns[0].role == "system":
+        return replace(made, turns=(chat.Turn("system", f"{text}\n\n{made.turns[0].content}"), *made.turns[1:]))
+    return replace(made, turns=(chat.Turn("system", text), *made.turns))
 
 
 def _system(rng: random.Random) -> str:
@@ -403,11 +485,17 @@ def encode(tokenizer: Tokenizer, example: Example) -> Encoded:
         for stem in [demo_questions.telling(word[0])]
         if stem is not None
     }
-    encoded = Encoded(tokens, answer - 1, [], [], [], example.kind)
+    gap = min(example.gap, WINDOW - len(tokens))
+    encoded = Encoded(tokens, answer - 1, [], [], [], [], example.kind, max(0, gap))
     _mark_sources(encoded, example, words, places[-2], asked)
-    if example.kind == "repeat":
-        start = len(turns[-2].content) - len(example.answer)
+    if example.kind in ("repeat", "tool result"):
+        start = turns[-2].content.rindex(example.answer)
         encoded.pointers.extend(_copied(encoded, words, 0, len(example.answer), places[-2], start))
+    if example.kind == "spelling":
+        origin = start = 0
+        for word in json.loads(example.answer):
+            origin, start = example.question.index(f" {word}", origin) + 1, example.answer.index(f'"{word}"', start) + 1
+            encoded.pointers.extend(_copied(encoded, words, start, len(word), places[-2], origin))
     if "tool call" in example.kind:
         _mark_offers(encoded, example, words, (places[0], places[-2]), asked)
     return encoded
@@ -451,13 +539,26 @@ def _mark_offers(
     """The tools of the system prompt as sentences, and what the call copies from there and from the request."""
     system = example.turns[0].content
     name = demo_tools.called(example.answer)
+    offered: dict[str, int] = {}
     for tool in demo_tools.offered(system):
         is_called = name is not None and system.startswith(f'{name}"', tool.start)
-        encoded.sentences.append((places[0].at(tool.start), places[0].at(tool.end - 1), is_called))
-        encoded.matches.extend(_matched(system, tool.start, tool.end, places[0], asked))
+        last = places[0].at(tool.end - 1)
+        encoded.sentences.append((places[0].at(tool.start), last, is_called))
+        known = {
+            stem: places[0].at(word.end() - 1)
+            for word in WORD.finditer(system.replace("_", " "), tool.start, tool.end)
+            for stem in [demo_questions.telling(word[0])]
+            if stem is not None and word[0] != "description"
+        }
+        encoded.gathers.extend((last, place) for place in known.values())
+        offered = {**offered, **known} if is_called else {**known, **offered}
+    encoded.matches.extend((place, offered.get(stem, 0)) for stem, place in asked.items())
     for part in demo_tools.parts(example.answer, system, example.question):
         source = places[0] if part.offered else places[1]
         encoded.pointers.extend(_copied(encoded, words, part.start, part.length, source, part.source))
+    first = [looks for looks, _ in encoded.pointers[:1]] if name is not None else []
+    shared = [place for stem, place in asked.items() if stem in offered]
+    encoded.gathers.extend((looks, at) for looks in (encoded.answer, *first) for at in shared or [0])
 
 
 def _matched(text: str, start: int, end: int, place: _Place, asked: dict[str, int]) -> Iterator[tuple[int, int]]:

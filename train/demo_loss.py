@@ -7,13 +7,14 @@ thrown away later asks, at each sentence's end, whether this is the sentence. Th
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.demo_examples import Encoded
+from train.demo_examples import WINDOW, Encoded
 from train.model import Llama
 
 FIRST_TOKENS = 3  # of an answer: they choose between quoting and declining, and the sentence
@@ -44,9 +45,11 @@ class Batch:
     """Examples padded to one length, all [rows, length]. weights: of predicting the next token.
 
     answers: where the next token is the answer's. quoted: for each of `starts`, 1 where that one is to be quoted.
+    judged: for each of them, whether it stands behind the question, so that its end can tell.
     """
 
     tokens: Tensor
+    positions: Tensor
     weights: Tensor
     answers: Tensor
     firsts: Pairs
@@ -58,6 +61,7 @@ class Batch:
     strangers: Pairs
     gathers: Pairs
     quoted: Tensor
+    judged: Tensor
 
 
 class Loss(NamedTuple):
@@ -78,30 +82,43 @@ def collate(examples: Sequence[Encoded]) -> Batch:
     """Pad on the right: what follows an answer cannot be seen from it."""
     length = max(len(example.tokens) for example in examples)
     tokens = torch.zeros(len(examples), length, dtype=torch.long)
+    positions = torch.arange(length).repeat(len(examples), 1)
     weights = torch.zeros(len(examples), length)
     firsts, copies, choices, starts, seconds, quoted, matches, strangers, gathers = [], [], [], [], [], [], [], [], []
+    judged = []
     for row, example in enumerate(examples):
         size = len(example.tokens)
         tokens[row, :size] = torch.tensor(example.tokens)
+        positions[row, 1:] += example.gap
         weights[row, example.answer : size - 1] = 1.0
         weights[row, example.answer : example.answer + FIRST_TOKENS] = FIRST_WEIGHT
+        for (_, before), (looks, at) in pairwise([(0, -1), *example.pointers]):
+            if at not in (before, before + 1):  # it starts to copy from elsewhere
+                weights[row, looks] = FIRST_WEIGHT
         firsts += [(row, looks, at) for looks, at in example.pointers[:1]]
         copies += [(row, looks, at) for looks, at in example.pointers[1:]]
+        gathers += [(row, looks, at) for looks, at in example.gathers]
+        told = {looks for looks, _ in example.gathers}
         for start, end, is_quoted in example.sentences:
             starts.append((row, end, start))
             seconds.append((row, end, min(start + 1, end)))
             quoted.append(is_quoted)
-            shared = [looks for looks, at in example.matches if at and start <= looks <= end]
-            gathers += [(row, end, looks) for looks in shared or [0]]
+            judged.append(end not in told)
+            if end not in told:
+                shared = [looks for looks, at in example.matches if at and start <= looks <= end]
+                gathers += [(row, end, looks) for looks in shared or [0]]
             if is_quoted:
                 choices += [(row, example.answer + step, end) for step in range(FIRST_TOKENS)]
-        if example.kind.endswith("refusal"):
+                choices += [(row, looks, end) for looks, _ in example.pointers[:1] if looks >= example.answer + 3]
+        if example.kind.endswith("refusal") or (example.kind == "no tool call" and not example.pointers):
             choices.append((row, example.answer, 0))
         matches += [(row, looks, at) for looks, at in example.matches if at]
         strangers += [(row, looks, at) for looks, at in example.matches[::STRANGERS] if not at]
+    positions.clamp_(max=WINDOW - 1)  # of the padding, which nothing sees
     answers = weights > 0
     return Batch(
         tokens,
+        positions,
         weights,
         answers,
         _pairs(firsts),
@@ -113,6 +130,7 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         _pairs(strangers),
         _pairs(gathers),
         torch.tensor(quoted, dtype=torch.float32),
+        torch.tensor(judged, dtype=torch.bool),
     )
 
 
@@ -120,14 +138,17 @@ def looking(queries: Tensor, keys: Tensor, pairs: Pairs) -> Tensor:
     """How unlikely one head is to attend where it should, mean over pairs. queries, keys: [rows, length, head]."""
     if not len(pairs.row):
         return torch.zeros(())
-    scores = torch.einsum("nh,nth->nt", queries[pairs.row, pairs.looks], keys[pairs.row]) / keys.shape[-1] ** 0.5
-    future = torch.arange(keys.shape[1]) > pairs.looks[:, None]
-    return functional.cross_entropy(scores.masked_fill(future, -torch.inf), pairs.at)
+    rows, length, head = keys.shape
+    scores = queries[pairs.row, pairs.looks] @ keys.reshape(rows * length, head).T / head**0.5
+    row, place = torch.arange(rows * length).div(length, rounding_mode="floor"), torch.arange(rows * length) % length
+    seen = (row == pairs.row[:, None]) & (place <= pairs.looks[:, None])
+    assert bool((pairs.at <= pairs.looks).all())
+    return functional.cross_entropy(scores.masked_fill(~seen, -torch.inf), pairs.row * length + pairs.at)
 
 
 def loss(network: Llama, probe: nn.Linear, batch: Batch, *, help_weight: float) -> Loss:
     """help_weight: of the attention and probe terms, 0 switches them off. Some prompt tokens join, drawn by torch."""
-    trace = network.trace(batch.tokens[:, :-1])
+    trace = network.trace(batch.tokens[:, :-1], batch.positions[:, :-1])
     nexts = batch.tokens[:, 1:]
     text = (torch.rand(nexts.shape) < TEXT_SHARE) & (nexts > 0) & ~batch.answers[:, :-1]
     weights = torch.where(text, TEXT_WEIGHT, batch.weights[:, :-1])
@@ -141,9 +162,12 @@ def loss(network: Llama, probe: nn.Linear, batch: Batch, *, help_weight: float) 
     attention = answered = torch.zeros(())
     if help_weight > 0:
         attention = _attention(trace.queries, trace.keys, batch)
-        if len(batch.quoted):
-            ends = probe(trace.states[PROBE_LAYER][batch.starts.row, batch.starts.looks]).squeeze(-1)
-            answered = functional.binary_cross_entropy_with_logits(ends, batch.quoted, pos_weight=torch.tensor(4.0))
+        if batch.judged.any():
+            row, place = batch.starts.row[batch.judged], batch.starts.looks[batch.judged]
+            ends = probe(trace.states[PROBE_LAYER][row, place]).squeeze(-1)
+            answered = functional.binary_cross_entropy_with_logits(
+                ends, batch.quoted[batch.judged], pos_weight=torch.tensor(4.0)
+            )
     total = answer + help_weight * (0.35 * attention + 0.5 * answered)
     return Loss(total, float(answer.detach()), float(attention.detach()), float(answered.detach()), right)
 

@@ -6,7 +6,7 @@ Most are a verb and an object drawn anew, so that the model learns to read the o
 import json
 import random
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from train.demo_handbook import SLOTS
@@ -63,6 +63,9 @@ ARGUMENTS = (
 )
 OFFERED = re.compile(r'"name": "([^"]+)", "description": "([^"]*)"')
 CALLED = re.compile(r'<tool_call>\n\{"name": "([^"]+)"')
+THINGS = LISTS["object"] + LISTS["system"] + LISTS["document"] + LISTS["event"]
+NAMED = (" with {key} {value}", " where {key} is {value}", ", {key}: {value}", " and set {key} to {value}")
+RANDOM = ("run {words}", "call {words}", "start {words}", "{words}", "do {words}", "use {words}")
 PLEASE = ("{}", "{}", "Please {}", "Can you {}?", "I want to {}.", "Could you {}, please?")
 PLEASE_HELD_OUT = ("I need you to {}.", "Would you {}?")
 
@@ -75,9 +78,17 @@ def definition(name: str, description: str, parameters: dict[str, tuple[str, str
     return Tool(name, json.dumps({"type": "function", "function": function}, ensure_ascii=False))
 
 
-def call(rng: random.Random, *, held_out: bool) -> Call:
-    """A tool, a request that it fits, and the call."""
-    return _known(rng, held_out=held_out) if rng.random() < 0.4 else _coined(rng, held_out=held_out)
+def call(rng: random.Random, *, held_out: bool, words: Sequence[str] = (), thing: str | None = None) -> Call:
+    """A tool, a request that it fits, and the call.
+
+    words: that some tools are made of, whose names mean nothing. thing: that the tool deals with, if it can.
+    """
+    kind = rng.random()
+    if kind < 0.3 and thing is None:
+        return _known(rng, held_out=held_out)
+    if kind < 0.5 and words:
+        return _random(rng, words, held_out=held_out)
+    return _coined(rng, thing or rng.choice(THINGS), held_out=held_out)
 
 
 def text(name: str, arguments: Mapping[str, object]) -> str:
@@ -101,12 +112,41 @@ def _known(rng: random.Random, *, held_out: bool) -> Call:
     return Call(definition(tool["name"], tool["description"], kinds), request, text(tool["name"], arguments))
 
 
-def _coined(rng: random.Random, *, held_out: bool) -> Call:
+def _spelled(rng: random.Random, words: Sequence[str]) -> str:
+    """A function's name, in one of the usual spellings."""
+    kind = rng.random()
+    if kind < 0.2:
+        return "".join(word.capitalize() if index else word for index, word in enumerate(words))
+    return ("_" if kind < 0.9 else "-").join(words)
+
+
+def _random(rng: random.Random, words: Sequence[str], *, held_out: bool) -> Call:
+    """A tool whose name and parameters are words drawn by chance: they can only be copied."""
+    named = [rng.choice(words) for _ in range(rng.randint(1, 3))]
+    keys = list(dict.fromkeys(rng.choice(words) for _ in range(rng.choice([0, 1, 1, 1, 2, 2, 3]))))
+    asked, arguments, kinds = rng.choice(RANDOM).format(words=" ".join(named)), {}, {}
+    forms = NAMED[-1:] if held_out else NAMED[:-1]
+    for key in keys:
+        if rng.random() < 0.4:
+            value = " ".join(rng.choice(words) for _ in range(rng.randint(1, 3)))
+            number = False
+        else:
+            slot = rng.choice(["number", "number", "code", "date", "person", "city", "thing"])
+            value, number = SLOTS[slot](rng), slot == "number"
+        asked += rng.choice(forms).format(key=key, value=value)
+        arguments[key] = int(value) if number else value
+        kinds[key] = ("integer" if number else "string", rng.choice([f"The {key}.", "", rng.choice(words)]))
+    described = " ".join(rng.choice(words) for _ in range(rng.randint(1, 6))) if rng.random() < 0.5 else " ".join(named)
+    request = rng.choice(PLEASE_HELD_OUT if held_out else PLEASE).format(asked)
+    name = _spelled(rng, named)
+    return Call(
+        definition(name, described.capitalize(), kinds), request[0].upper() + request[1:], text(name, arguments)
+    )
+
+
+def _coined(rng: random.Random, thing: str, *, held_out: bool) -> Call:
     verb = rng.choice(LISTS["tool_verbs"])
-    thing = rng.choice(LISTS["object"] + LISTS["system"] + LISTS["document"] + LISTS["event"])
-    name = f"{verb} {thing}".replace("-", " ").replace(" ", "_")
-    if rng.random() < 0.2:
-        name = "".join(word.capitalize() if index else word for index, word in enumerate(name.split("_")))
+    name = _spelled(rng, f"{verb} {thing}".replace("-", " ").split())
     chosen = rng.sample(ARGUMENTS, rng.choice([0, 1, 1, 1, 2]))
     asked, arguments, kinds = f"{verb} the {thing}", {}, {}
     for argument in chosen:

@@ -38,6 +38,7 @@ DECAY_FROM, FINAL = 0.2, 0.03  # share of the hours after which the rate falls, 
 HELP_UNTIL = 0.9  # share of the hours
 SCORE_EVERY = 600.0  # seconds
 SAVE_EVERY = 180.0
+BEHIND = 2000  # characters of system prompt that some scores are taken behind, about 600 tokens
 MATRIX_RATE, VECTOR_RATE = 0.02, 0.006
 RAISE_ABOVE, LOWER_BELOW, RAISE, LOWER = 0.25, 0.15, 0.003, 0.002  # of the level, by the share of right answers
 CLIP = 1.0
@@ -99,15 +100,20 @@ def rate(progress: Progress, hours: float) -> float:
 
 
 def scoring_set(writer: Writer, learnt: Tokenizer) -> dict[str, list[Encoded]]:
-    """Held-out examples by name, with four passages each."""
+    """Held-out examples by name: with four passages each, the same behind a system prompt, and with tools on offer."""
     kinds = {"docs": True, "handbook": True, "docs refusal": False, "handbook refusal": False}
-    return {
+    made = {
         kind: [
-            encode(learnt, writer.grounded(number, source=kind.split()[0], passages=4, answerable=answerable))
-            for number in range(32)
+            writer.grounded(number, source=kind.split()[0], passages=4, answerable=answerable) for number in range(32)
         ]
         for kind, answerable in kinds.items()
     }
+    made["handbook behind"] = [
+        writer.behind(number, example, characters=BEHIND) for number, example in enumerate(made["handbook"])
+    ]
+    for kind in ("tool call", "no tool call"):
+        made[kind] = [writer.of_kind(number, kind) for number in range(32)]
+    return {kind: [encode(learnt, example) for example in examples] for kind, examples in made.items()}
 
 
 @torch.no_grad()
@@ -167,16 +173,14 @@ class Trainer:
         torch.save(state, fresh)
         fresh.replace(self.path)
 
-    def update(
-        self, chosen: list[demo_loss.Batch], hours: float, *, rated: float = 1.0, helped: bool = True
-    ) -> dict[str, float]:
+    def update(self, chosen: list[demo_loss.Batch], hours: float, *, rated: float = 1.0) -> dict[str, float]:
         """One step of the optimisers over a few batches. Returns the mean losses.
 
-        rated: share of the learning rates. helped: whether attention is told where to look.
+        rated: share of the learning rates.
         """
         for optimiser in self.optimisers:
             optimiser.zero_grad(set_to_none=True)
-        help_weight = max(0.0, 1 - self.progress.seconds / (hours * 3600 * HELP_UNTIL)) if helped else 0.0
+        help_weight = max(0.0, 1 - self.progress.seconds / (hours * 3600 * HELP_UNTIL))
         sums: Counter[str] = Counter()
 
         def descend(batch: demo_loss.Batch) -> demo_loss.Loss:
@@ -247,8 +251,9 @@ def main(out: Path, hours: float, threads: int, start: Path | None, rated: float
         if len(ready) < count:
             numbers = range(progress.drawn, progress.drawn + POOL)
             progress.drawn += POOL
-            ready = list(batches([encode(learnt, writer.example(n, level=progress.level)) for n in numbers], rng))
-        losses = trainer.update([ready.pop() for _ in range(count)], hours, rated=rated, helped=start is None)
+            pool = [encode(learnt, writer.example(n, level=progress.level)) for n in numbers]
+            ready = list(batches([example for example in pool if len(example.tokens) <= shape.window], rng))
+        losses = trainer.update([ready.pop() for _ in range(count)], hours, rated=rated)
         progress.seconds += (time.process_time() - began) / threads  # of processor time: pauses do not count
         assert math.isfinite(losses["answer"])
         if progress.step % 20 == 0:

@@ -136,10 +136,12 @@ class Llama(nn.Module):
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
-    def trace(self, tokens: Tensor) -> Trace:
-        """Run tokens [batch, length]."""
-        length = tokens.shape[1]
-        cos, sin = self.cos[:length], self.sin[:length]
+    def trace(self, tokens: Tensor, positions: Tensor | None = None) -> Trace:
+        """Run tokens [batch, length]. positions: of each, [batch, length] below the window; None: 0, 1, 2, …"""
+        if positions is None:
+            cos, sin = self.cos[: tokens.shape[1]], self.sin[: tokens.shape[1]]
+        else:
+            cos, sin = self.cos[positions][:, None], self.sin[positions][:, None]
         x = self.model.embed_tokens(tokens)
         states, queries, keys = [], [], []
         for block in self.model.layers:

@@ -9,7 +9,7 @@ from app.llama.template import Sandbox
 from app.messages import Message, Passage
 from app.prompt import augment
 from train import chat, demo_handbook, demo_tools, tokenizer
-from train.demo_examples import REFUSAL, Example, Piece, Target, Writer, encode
+from train.demo_examples import REFUSAL, WINDOW, Example, Piece, Target, Writer, encode
 from train.demo_text import Span, document
 
 TEXT = (
@@ -51,7 +51,7 @@ def test_a_quote_stands_word_for_word_in_the_source_that_it_names(writer: Writer
     for number in range(120):
         example = writer.example(number, level=level)
         if example.target is None:
-            assert not example.answer.endswith("]")
+            assert example.kind == "spelling" or not example.answer.endswith("]")
             continue
         quoted, _, mark = example.answer.rpartition(" ")
         assert quoted[1:-1] in example.pieces[example.target.piece].text
@@ -105,12 +105,57 @@ def test_a_call_points_at_the_offer_and_at_the_request(learnt: tokenizer.Tokeniz
         assert len(encoded.pointers) >= len(parts)
 
 
+def test_a_request_is_led_to_the_tool_by_their_common_words(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
+    """Tools are read before the request, so it is the request's words that look back, and the answer gathers them."""
+    found = 0
+    for number in range(40):
+        encoded = encode(learnt, writer.of_kind(number, "tool call"))
+        assert all(at < looks for looks, at in encoded.matches)
+        found += any(at for _, at in encoded.matches)
+        from_answer = [at for looks, at in encoded.gathers if looks >= encoded.answer]
+        assert set(from_answer) <= {0, *(looks for looks, at in encoded.matches if at)}
+    assert found > 30
+
+
+def test_a_system_prompt_in_front_leaves_the_answer_as_it_is(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
+    """Other text moves what is to be looked at, and nothing else."""
+    for number, kind in enumerate(["tool call", "no tool call", "follow-up", "smalltalk"]):
+        made = writer.of_kind(number, kind)
+        behind = writer.behind(number, made, characters=1000)
+        near, far = encode(learnt, made), encode(learnt, behind)
+        assert len(far.tokens) > len(near.tokens) + 100
+        assert near.tokens[near.answer :] == far.tokens[far.answer :]
+        moved = far.answer - near.answer
+        assert [(looks + moved, at + moved) for looks, at in near.pointers] == far.pointers
+
+
+def test_positions_left_out_stay_inside_the_window(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
+    """The last token of an example still has a position that the model is served with."""
+    for number in range(200):
+        encoded = encode(learnt, writer.example(number))
+        assert 0 <= encoded.gap <= max(0, WINDOW - len(encoded.tokens))
+
+
+def test_spelling_points_every_piece_at_its_word(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
+    """Behind a quotation mark a word has other tokens than behind a space; all of them come from that word."""
+    found = 0
+    for number in range(200):
+        example = writer.example(number)
+        if example.kind != "spelling":
+            continue
+        found += 1
+        encoded = encode(learnt, example)
+        spelled = "".join(learnt.decode([encoded.tokens[looks + 1]]) for looks, _ in encoded.pointers)
+        assert spelled == "".join(json.loads(example.answer))
+    assert found
+
+
 def test_where_no_tool_fits_none_is_marked(learnt: tokenizer.Tokenizer, writer: Writer) -> None:
     """The offer is there to be passed over."""
     for number in range(20):
         example = writer.of_kind(number, "no tool call")
         offers = len(demo_tools.offered(example.turns[0].content))
-        assert 1 <= offers <= 4
+        assert 1 <= offers <= 8
         assert not any(quoted for _, _, quoted in encode(learnt, example).sentences[-offers:])
 
 

@@ -1,6 +1,7 @@
 """Training of the demo model: that it descends, stops and continues."""
 
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -28,7 +29,7 @@ def examples(learnt: tokenizer.Tokenizer) -> list[Encoded]:
 
 
 def trainer(folder: Path, learnt: tokenizer.Tokenizer) -> Trainer:
-    shape = Shape(vocabulary=learnt.get_vocab_size(), width=80, hidden=96, window=1024)
+    shape = Shape(vocabulary=learnt.get_vocab_size(), width=80, hidden=96, window=4096)
     return Trainer(folder, learnt, shape)
 
 
@@ -68,6 +69,30 @@ def test_padding_does_not_change_what_is_right(
         for example in examples
     ]
     assert together.tolist() == [bool(one) for one in alone]
+
+
+def test_attention_is_judged_within_its_own_row() -> None:
+    """The loss of a pair is the negative log of the softmax over what that position sees, and over nothing else."""
+    torch.manual_seed(0)
+    queries, keys = torch.randn(2, 5, 4), torch.randn(2, 5, 4)
+    pairs = demo_loss.Pairs(torch.tensor([0, 1]), torch.tensor([3, 4]), torch.tensor([1, 4]))
+    expected = [
+        -torch.log_softmax(queries[row, looks] @ keys[row, : looks + 1].T / 2, 0)[at]
+        for row, looks, at in zip(*(part.tolist() for part in pairs), strict=True)
+    ]
+    assert torch.allclose(demo_loss.looking(queries, keys, pairs), torch.stack(expected).mean())
+
+
+def test_positions_left_out_are_seen_as_distance(
+    tmp_path: Path, learnt: tokenizer.Tokenizer, examples: list[Encoded]
+) -> None:
+    """The same tokens with a gap behind the first one give other states; with positions counted up, the same."""
+    made = trainer(tmp_path, learnt)
+    batch = demo_loss.collate([replace(examples[0], gap=0)])
+    far = demo_loss.collate([replace(examples[0], gap=500)])
+    plain = made.network.trace(batch.tokens).hidden
+    assert torch.allclose(made.network.trace(batch.tokens, batch.positions).hidden, plain, atol=1e-5)
+    assert not torch.allclose(made.network.trace(far.tokens, far.positions).hidden, plain, atol=1e-2)
 
 
 def test_the_rate_rises_holds_and_falls(tmp_path: Path, learnt: tokenizer.Tokenizer) -> None:
