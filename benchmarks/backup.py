@@ -19,10 +19,11 @@ from app import vectors
 from app.backup import Stores, backup
 from app.documents import new_id
 from app.messages import Chunk, Document
+from app.prepared import Prepared
 from app.restore import restore
 from app.settings import DocumentSettings
 from benchmarks.store import CHUNK_WORDS, Supply
-from deployments.librarian import Librarian, Prepared
+from deployments.librarian import Librarian
 from deployments.retriever import Retriever
 from deployments.vector_store import VectorStore
 

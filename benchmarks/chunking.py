@@ -35,11 +35,12 @@ from app.lexical import chunk_words, near_duplicates, query_words
 from app.messages import Chunk, Index, Passage
 from app.neighbours import Place, widened
 from app.outline import Chunking, Span, outline
+from app.prepared import passage_texts
 from app.settings import EmbeddingSettings
 from app.vectors import SAME, Floats, Scores, fused
 from benchmarks.retrieval import bm25, interval, judgments, ndcg, records
 from deployments.embedder import Embedder
-from deployments.retriever import in_context, passage_texts
+from deployments.retriever import in_context
 
 COMMENT = re.compile(r"<!--.*?-->\n*", re.DOTALL)
 PARAGRAPH = re.compile(r"(?:^|\n\n)([A-Z][^\n|>#`*-][\s\S]*?)(?=\n\n|$)")

@@ -34,10 +34,11 @@ from qdrant_edge import Query as EdgeQuery
 from app.chunking import cut
 from app.lexical import query_words
 from app.messages import Index, Search
+from app.prepared import passage_texts
 from app.settings import EmbeddingSettings
 from app.vectors import Floats, words_of
 from deployments.embedder import Embedder
-from deployments.retriever import Retriever, ends, in_context, passage_texts
+from deployments.retriever import Retriever, ends, in_context
 from deployments.vector_store import VectorStore
 
 COLLECTION = "benchmark"

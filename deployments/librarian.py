@@ -14,7 +14,6 @@ import time
 from collections.abc import Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import Context
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
@@ -28,8 +27,9 @@ from app.files import Files
 from app.memory import Memory
 from app.messages import Added, Chunk, Document, Index, Metadata, NewText
 from app.postgres import open_pool
-from app.reading import Reader, ReadText
-from app.reading_text import clean, clean_title, file_name, first_heading
+from app.prepared import Prepared, index_of, new_document
+from app.reading import Reader
+from app.reading_text import clean, clean_title, first_heading
 from app.settings import DocumentSettings, Secrets
 from app.shelves import Shelves
 from app.vectors import Floats, check_name
@@ -43,16 +43,6 @@ RETRY_S = 5.0
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """A document, read and embedded. vectors: of its passages, see `Retriever.index`."""
-
-    document: Document
-    data: bytes
-    chunks: tuple[Chunk, ...]
-    vectors: Floats
 
 
 class Indexes(Protocol):
@@ -343,36 +333,6 @@ class Librarian:
             raise TooLarge("content", size, limits.max_bytes, "bytes", "documents.max_bytes")
         if chars > limits.max_text_chars:
             raise TooLarge("content", chars, limits.max_text_chars, "characters", "documents.max_text_chars")
-
-
-def new_document(
-    tenant: str, collection: str, name: str, data: bytes, read: ReadText, metadata: Metadata, title: str | None = None
-) -> Document:
-    """The record of a file that was read. name: as the sender gave it."""
-    return Document(
-        id=new_id(),
-        tenant=tenant,
-        collection=collection,
-        title=clean_title(title) or read.title,
-        name=file_name(name) or None,
-        media_type=read.media_type,
-        sha256=hashlib.sha256(data).hexdigest(),
-        size=len(data),
-        chunks=len(read.chunks),
-        created_at=datetime.now(UTC),
-        metadata=metadata,
-    )
-
-
-def index_of(document: Document, chunks: tuple[Chunk, ...]) -> Index:
-    """What the retriever is given of a document."""
-    return Index(
-        tenant=document.tenant,
-        collection=document.collection,
-        document_id=document.id,
-        title=document.title,
-        chunks=chunks,
-    )
 
 
 def _uncut(text: str) -> tuple[Chunk, ...]:

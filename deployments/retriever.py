@@ -15,12 +15,12 @@ from app.errors import InvalidRequest
 from app.messages import Chunk, Index, Passage, Search
 from app.neighbours import around, widened
 from app.outline import headed
+from app.prepared import passage_texts
 from app.settings import Secrets
 from app.vectors import Floats, Query, Space, Vectors, check_name
 from deployments.calls import call
 
 QUERY_CHARS = 4096  # of a longer query both ends are searched for: a question stands before or behind what is pasted
-TITLE_CHARS = 200  # of a longer title; the chunk is what a vector should be about
 NEIGHBOURS = 0.5  # weight of the mean of a chunk's neighbours in its vector
 BATCH = 256  # chunks of one call: keeps messages small, and lets several documents take turns
 
@@ -173,15 +173,6 @@ def reranked(found: Sequence[Passage], scores: Sequence[float]) -> tuple[Passage
     """The passages with these scores, best first."""
     scored = (passage.model_copy(update={"score": score}) for passage, score in zip(found, scores, strict=True))
     return tuple(sorted(scored, key=lambda passage: -passage.score))
-
-
-def passage_texts(index: Index) -> list[str]:
-    """What is embedded of each chunk: the document's title and the headings above it stand before it.
-
-    The title gives +1 to 2 points of nDCG@10, headings +1 to 1.5 where there are any (measured, docs/retrieval.md).
-    """
-    title = index.title.strip()[:TITLE_CHARS]
-    return [f"{headed(title, chunk.heading)}\n{chunk.text}".lstrip("\n") for chunk in index.chunks]
 
 
 def in_context(vectors: Floats) -> Floats:

@@ -17,10 +17,11 @@ from app.errors import InvalidRequest, NotFound, TooLarge, Unavailable, Unreadab
 from app.files import Files
 from app.messages import Added, Index, NewText
 from app.postgres_home import PostgresHome
+from app.prepared import Prepared, new_document
 from app.reading import Reader
 from app.settings import DocumentSettings
 from app.vectors import Floats
-from deployments.librarian import UNCUT_CHARS, Librarian, Prepared, new_document
+from deployments.librarian import UNCUT_CHARS, Librarian
 from tests import documents
 
 pytestmark = pytest.mark.integration

@@ -6,8 +6,8 @@ from app.ingestion import Outcome
 from app.messages import Chunk
 from app.reading import ReadText
 from app.sources import Content, Source
-from deployments.bulk import PARCEL_BYTES, PARCEL_CHUNKS, Read, parcels
 from deployments.joining import address_of, noted
+from deployments.stages import PARCEL_BYTES, PARCEL_CHUNKS, Read, parcels
 
 
 def document(chunks: int, size: int = 10) -> Read:

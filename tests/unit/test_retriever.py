@@ -8,8 +8,9 @@ import pytest
 from app.errors import InvalidRequest
 from app.messages import Chunk, Index, Passage, Search
 from app.neighbours import Place
+from app.prepared import passage_texts
 from app.vectors import Floats, Query, Space
-from deployments.retriever import QUERY_CHARS, Retriever, ends, passage_texts
+from deployments.retriever import QUERY_CHARS, Retriever, ends
 
 
 class Letters:
