@@ -123,10 +123,6 @@ class Engine:
         """The names of those that are loaded."""
         return self._adapters.names()
 
-    async def drain(self) -> None:
-        """Refuse new requests with Unavailable, and return when all answers are complete."""
-        await _done(self._steps.drain())
-
     async def measure(self, request: Generate, texts: Sequence[str]) -> Measure:
         """Token counts of the prompt that a request renders to, and of each text alone."""
         return await asyncio.to_thread(self._measure, request, texts)

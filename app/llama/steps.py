@@ -1,8 +1,8 @@
-"""The step loop: in its own thread, every step decodes one batch for running sequences and samples each of them.
+"""The step loop: in its own thread, every step decodes for running sequences and samples each of them.
 
-A batch holds the newest token of every answer in progress, with a draft of the next ones where that pays, and then as
-much of the prompts of new requests as fits the time that running answers may have to wait. All of it is of one
-adapter; adapters take turns. Only this thread touches the context; everybody else enters and leaves requests. What a
+A step decodes as much of the prompts of new requests as fits the time that running answers may have to wait, and the
+newest token of every answer in progress, with a draft of the next ones where that pays. All of it is of one adapter;
+adapters take turns. Only this thread touches the context; everybody else enters and leaves requests. What a
 cancelled one holds is free before the next step begins.
 """
 
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from app.deltas import Item, Stream
-from app.errors import EngineFailed, Overloaded, Unavailable
+from app.errors import EngineFailed, Overloaded
 from app.llama.adapters import Adapter
 from app.llama.admission import Admission
 from app.llama.context import NO_ROOM, Context
@@ -95,7 +95,6 @@ class StepLoop:
         self._flushed = 0.0
         self._gaps = False  # in the step before, between sequences that have cells of their own
         self._mean_service_s = 1.0  # of a request that was admitted, moving
-        self._drained: Future[None] | None = None  # since somebody asked for it
         self._closing = False
         self._busy_since = 0.0  # with the present step; 0 while there is nothing to do
         self._stats = Stats(admission.slots, admission.cells, admission.queue)
@@ -105,20 +104,18 @@ class StepLoop:
     # For any thread
 
     def knock(self) -> None:
-        """Raise Overloaded or Unavailable at once where a request would be refused anyway, before anybody makes one."""
+        """Raise Overloaded at once where a request would be refused anyway, before anybody makes one."""
         with self._change, self._counting_refusals():
-            self._refuse_when_draining()
             self._admission.knock(self._retry_after_s())
 
     def enter(self, request: Request) -> None:
         """Begin with a request, now or when its turn comes.
 
-        Raises Overloaded, Unavailable while it drains, or EngineFailed after a close.
+        Raises Overloaded, or EngineFailed after a close.
         """
         with self._change, self._counting_refusals():
             if self._closing:
                 raise EngineFailed("the engine is closed")
-            self._refuse_when_draining()
             self._admission.enter(request, self._retry_after_s())
             if request.admitted:
                 self._admit([request])
@@ -143,13 +140,6 @@ class StepLoop:
             self._chores.append((chore, future))
             self._change.notify()
         return future
-
-    def drain(self) -> Future[None]:
-        """Refuse new requests from now on. The future is done when those that entered are over."""
-        with self._change:
-            self._drained = self._drained or Future()
-            self._tell_when_idle()
-            return self._drained
 
     def stats(self) -> Stats:
         """The numbers of this moment, a copy."""
@@ -192,10 +182,6 @@ class StepLoop:
             self._stats.refused += 1
             raise
 
-    def _refuse_when_draining(self) -> None:
-        if self._drained:
-            raise Unavailable("language model", "this replica finishes what it began, and then it ends")
-
     def _admit(self, requests: list[Request]) -> None:
         now = time.perf_counter()
         for request in requests:
@@ -208,12 +194,6 @@ class StepLoop:
     def _end(self, request: Request) -> None:
         request.over = True
         self._admit(self._admission.leave(request))
-        self._tell_when_idle()
-
-    def _tell_when_idle(self) -> None:
-        idle = self._admission.free_slots == self._admission.slots and not self._admission.waiting
-        if idle and self._drained and not self._drained.done():
-            self._drained.set_result(None)
 
     def _retry_after_s(self) -> float:
         ahead = len(self._admission.waiting) + 1
@@ -290,11 +270,30 @@ class StepLoop:
         loading = [job for job in jobs if not job.answering]
         if not context.shared:
             self._close_gaps()
+        if not loading:
+            self._pass(answering, [], known=not switch, speculate=True)
+            return
+        self._flush(everything=True)  # the step will be a long one
+        room = self._room_for_prompts(loading, len(answering), self._turns.turn_s(len(adapters)))
+        if context.shared:
+            self._pass(answering, share_prefill(loading, room), known=not switch)
+            return
+        # passes of their own in any batch, so first tokens need not wait for those of others
+        self._pass([], share_prefill(loading, room), known=not switch)
+        if answering := [job for job in self._jobs if job.request.adapter is adapter and job.answering]:
+            self._pass(answering, [], known=True)
+
+    def _pass(
+        self, answering: list[Job], chunks: list[tuple[Job, int]], *, known: bool, speculate: bool = False
+    ) -> None:
+        """Decode one batch. chunks: prompts, and how many of their tokens; known: whether its time tells of others."""
+        began, context = time.perf_counter(), self._context
         context.clear()
-        if loading:
-            self._flush(everything=True)  # the step will be a long one
-        self._add_answers(answering, speculate=not loading)
-        chunks = self._add_prompts(loading, len(adapters)) if loading else []
+        self._add_answers(answering, speculate=speculate)
+        for job, share in chunks:
+            last = share == job.left
+            chunk = job.history[job.fed : job.fed + share]
+            job.row = context.add(job.sequence, chunk, job.fed, outputs=int(last)) + share - 1
         if not self._decode([*answering, *(job for job, _ in chunks)]):
             return
         for job in answering:
@@ -303,7 +302,7 @@ class StepLoop:
             job.fed += share
             if not job.left:
                 self._take(self._start_answers, job)
-        if not switch:
+        if known:
             self._pace.observe(context.rows, time.perf_counter() - began)
         self._flush()
 
@@ -344,18 +343,18 @@ class StepLoop:
             return self._pace.seconds
         return lambda rows: self._pace.seconds(answers) + (self._pace.seconds(rows - answers) if rows > answers else 0)
 
-    def _add_prompts(self, loading: list[Job], adapters: int) -> list[tuple[Job, int]]:
-        """Fill the batch with prompts, as far as running answers can wait for it."""
-        context, budget = self._context, self._context.size - self._context.rows
-        if any(job.answering for job in self._jobs):
-            in_time = self._pace.rows_within(MARGIN * self._turns.turn_s(adapters)) - context.rows
-            budget = min(budget, max(in_time, FEWEST_ROWS))
-        chunks = share_prefill(loading, budget)
-        for job, share in chunks:
-            last = share == job.left
-            chunk = job.history[job.fed : job.fed + share]
-            job.row = context.add(job.sequence, chunk, job.fed, outputs=int(last)) + share - 1
-        return chunks
+    def _room_for_prompts(self, loading: list[Job], answers: int, turn_s: float) -> int:
+        """How many tokens of prompts a step takes, so that running answers stand still for no longer than a turn.
+
+        The time is planned with a margin, which goes to whoever is through with it.
+        """
+        if not any(job.answering for job in self._jobs):
+            return self._context.size
+        beside = answers if self._context.shared else 0
+        apart_s = 0.0 if self._context.shared else self._pace.seconds(answers)
+        planned, most = (self._pace.rows_within(seconds - apart_s) - beside for seconds in (MARGIN * turn_s, turn_s))
+        soonest = min(job.left for job in loading)
+        return min(self._context.size - beside, max(planned, min(soonest, most), FEWEST_ROWS))
 
     def _decode(self, jobs: list[Job]) -> bool:
         """Decode the batch; what finished requests left makes room for it. False where these jobs cannot go on."""

@@ -1,4 +1,4 @@
-"""How the engine shares its time, on real llama.cpp: stalls, drafts, draining."""
+"""How the engine shares its time, on real llama.cpp: stalls, turns, drafts."""
 
 import asyncio
 import time
@@ -10,9 +10,9 @@ import pytest
 from engines import GREEDY, alphabet_model, answer, answers, asked, running, until
 from gguf_factory import Shape, random_model
 
-from app.errors import EngineFailed, Unavailable
+from app.errors import EngineFailed
 from app.llama.engine import Engine
-from app.messages import Done, JsonFormat, Sampling
+from app.messages import JsonFormat, Sampling
 
 pytestmark = pytest.mark.integration
 
@@ -61,6 +61,30 @@ async def test_a_stream_stalls_no_longer_than_it_may(folder: Path):
             times = await gaps(engine, prompts=2)
             longest.append(float(np.quantile(times, 0.9)))
     assert longest[0] < 0.5 * longest[1]
+
+
+@pytest.mark.parametrize("cells", [None, 4096], ids=["own cells", "shared cells"])
+async def test_a_first_token_waits_for_no_token_of_others(cells: int | None, folder: Path):
+    """llama.cpp decodes a prompt apart from answers that have cells of their own, so the prompt's pass comes first.
+
+    In shared cells one pass over the weights does for all.
+    """
+    with running(folder / "random.gguf", window=1024, cache_tokens=cells, speculation=0, prefix_tokens=0) as engine:
+        rows, decode = list[int](), engine._context.decode
+
+        def counting() -> int:
+            rows.append(engine._context.rows)
+            return decode()
+
+        engine._context.decode = counting  # type: ignore[method-assign]
+        streams = [engine.generate(asked(sampling=Sampling(ignore_eos=True), max_tokens=900)) for _ in range(3)]
+        for items in streams:
+            await anext(items)
+        _, done = await answer(engine, asked("b" * 150, max_tokens=1))
+        for items in streams:
+            await items.aclose()
+    prompt = done.usage.prompt_tokens
+    assert (prompt in rows, prompt + 3 in rows) == (cells is None, cells is not None)
 
 
 async def test_quotes_are_drafted_and_verified(alphabet: Engine):
@@ -131,24 +155,6 @@ async def test_what_was_drafted_and_not_said_is_not_kept(folder: Path):
         text, _ = await answer(engine, request)
     with running(folder / "random.gguf", speculation=0) as engine:
         assert (await answer(engine, request))[0] == text
-
-
-async def test_draining_finishes_what_began_and_refuses_what_comes(folder: Path):
-    """What waits for a slot counts as begun. A drained engine is idle."""
-    with running(folder / "alphabet.gguf", slots=1, window=1024) as engine:
-        running_one = asyncio.create_task(answer(engine, asked(max_tokens=300)))
-        waiting_one = asyncio.create_task(answer(engine, asked(max_tokens=300)))
-        await until(lambda: engine.stats().waiting == 1)
-        draining = asyncio.create_task(engine.drain())
-        await asyncio.sleep(0)
-        with pytest.raises(Unavailable):
-            await answer(engine, asked())
-        await draining
-        assert engine.stats().slots_in_use == 0
-        for _, done in (await running_one, await waiting_one):
-            assert isinstance(done, Done)
-            assert done.usage.completion_tokens == 300
-        await engine.drain()  # again, and it is at once
 
 
 async def test_a_quiet_tenant_is_served_between_those_of_a_busy_one(folder: Path):
