@@ -109,6 +109,7 @@ class Generate(Strict):
     stop: tuple[str, ...] = Field((), max_length=4)
     max_tokens: int | None = Field(None, ge=1)  # None: as far as the window reaches
     clip: bool = False  # max_tokens yields to the window, instead of being refused
+    stream: bool = True  # False: nobody reads the answer before its end, so that its pieces may join for longer
 
 
 class Usage(Strict):

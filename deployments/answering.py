@@ -59,6 +59,7 @@ class Ask:
     """A parsed request. rag: None takes the settings. key: it came with; extras: what is only kept with the turn.
 
     dropped: so many of the oldest messages belong to the conversation, and the model is not shown them.
+    stream: somebody reads the answer as it comes.
     """
 
     generate: Generate
@@ -70,6 +71,7 @@ class Ask:
     kit: Kit = NONE  # the server's tools, which are among those of `generate`
     extras: dict[str, Any] = field(default_factory=dict)
     dropped: int = 0
+    stream: bool = True
 
     @property
     def shown(self) -> tuple[Message, ...]:
@@ -138,7 +140,7 @@ class Answering:
             draft = await self._prepare(ask)
         conversation = _conversation(ask, draft.place)
         adapter = self.adapter(ask.generate.model, conversation)  # from here on; a promotion meanwhile changes nothing
-        ask = replace(ask, generate=ask.generate.model_copy(update={"adapter": adapter}))
+        ask = replace(ask, generate=ask.generate.model_copy(update={"adapter": adapter, "stream": ask.stream}))
         prompt = ask.generate.model_copy(update={"messages": augment(ask.shown, draft.sources, self.rag.placement)})
         status: TurnStatus = "cancelled"
         done, error, opened, refused = None, None, False, False

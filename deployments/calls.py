@@ -3,7 +3,7 @@
 Ray wraps an exception of the remote side in a class whose str() is the remote traceback; nobody outside may see that.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterable
 from typing import Any
 
 from grpc import RpcError
@@ -38,17 +38,17 @@ async def call(part: str, callee: DeploymentHandle | Sleeper, method: str, *args
 async def stream(part: str, callee: DeploymentHandle | Sleeper, method: str, *args: object) -> AsyncGenerator[Any]:
     """The items of the generator `callee.method(*args)`. Closing this closes that one, wherever it is.
 
-    Those of a Sleeper beat (deployments/beating.py): silence is an Unavailable, too.
+    Those of a Sleeper come in batches, and beat (deployments/beating.py): silence is an Unavailable, too.
     """
     handle = callee.handle if isinstance(callee, Sleeper) else callee
     items = getattr(handle.options(stream=True), method).remote(*args)
     try:
         if isinstance(callee, Sleeper):
-            first = await callee.first(anext(items, None), beats=True)
-            if first is not None and not isinstance(first, Beat):
-                yield first
-            async for item in living(part, items):
+            for item in _said(await callee.first(anext(items, ()), beats=True)):
                 yield item
+            async for batch in living(part, items):
+                for item in _said(batch):
+                    yield item
         else:
             async for item in items:
                 yield item
@@ -56,6 +56,11 @@ async def stream(part: str, callee: DeploymentHandle | Sleeper, method: str, *ar
         raise translated(part, exc) from exc
     finally:
         items.cancel()
+
+
+def _said(batch: Any) -> Iterable[Any]:
+    """What is in a batch for others than us. A part that is not `observed` says item by item."""
+    return (item for item in (batch if isinstance(batch, tuple) else (batch,)) if not isinstance(item, Beat))
 
 
 def translated(part: str, exc: Exception) -> Exception:

@@ -7,8 +7,9 @@ from typing import Any
 import ray
 
 from app.errors import Misconfigured
+from app.messages import Generate
 from app.settings import Secrets
-from deployments.beating import beating
+from deployments.beating import WHOLE_S, beating
 from deployments.logs import join_serve
 from deployments.metrics import Published
 
@@ -42,10 +43,11 @@ def observed(part: type, gauges: str | None = None, *, database: bool = False) -
                 published.adapters((card.name, version) for card in cards for version in card.adapters)
 
     class Beating(Measured):
-        async def generate(self, *args: Any) -> AsyncGenerator[Any]:
-            async with aclosing(beating(super().generate(*args))) as items:
-                async for item in items:
-                    yield item
+        async def generate(self, request: Generate) -> AsyncGenerator[tuple[Any, ...]]:
+            pause_s = 0.0 if request.stream else WHOLE_S
+            async with aclosing(beating(super().generate(request), pause_s=pause_s)) as batches:
+                async for batch in batches:
+                    yield batch
 
     made = Beating if hasattr(part, "generate") else Measured if gauges else Observed
     made.__name__, made.__qualname__, made.__doc__ = part.__name__, part.__qualname__, part.__doc__

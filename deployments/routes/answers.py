@@ -9,6 +9,7 @@ What can be refused is refused before the first byte, with its own status; what 
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from fastapi import Request, Response
@@ -55,7 +56,8 @@ async def respond(
     gateway: "Gateway", ask: Ask, renderer: Callable[[Opened], Renderer], *, stream: bool | None
 ) -> Response:
     """Answer. renderer: makes the dialect's renderer, once nothing can be refused any more."""
-    return await send(gateway.answering.answer(ask), ask.generate.n, renderer, stream=stream)
+    asked = replace(ask, stream=bool(stream))
+    return await send(gateway.answering.answer(asked), ask.generate.n, renderer, stream=stream)
 
 
 async def send(

@@ -1,5 +1,6 @@
 """POST /v1/chat/completions and /v1/completions."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from fastapi import APIRouter, Request, Response
@@ -41,7 +42,7 @@ def routes(gateway: "Gateway") -> APIRouter:
         """Continue texts, without template and without retrieval."""
         prompts = body.generates(request.state.request_id, tenant(request), gateway.served(body.model))
         asks = [ask_of(request, prompt, rag=False, extras=body.kept()) for prompt in prompts]
-        answers = [gateway.answering.answer(ask) for ask in asks]
+        answers = [gateway.answering.answer(replace(ask, stream=bool(body.stream))) for ask in asks]
         answer = answers[0] if len(answers) == 1 else together(answers, prompts[0].n)
 
         def renderer(opened: Opened) -> CompletionRenderer:

@@ -56,7 +56,8 @@ def routes(gateway: "Gateway") -> APIRouter:
         generate, extras = _generate(gateway, request, body, model, (*before.messages, *said))
         generate = generate.model_copy(update={"tools": kit.tools})
         ask = ask_of(request, generate, rag=body.rag, extras=extras | {"session_id": session.name}, kit=kit)
-        ask = replace(ask, conversation_id=before.conversation_id, dropped=await _dropped(gateway, generate))
+        dropped = await _dropped(gateway, generate)
+        ask = replace(ask, conversation_id=before.conversation_id, dropped=dropped, stream=bool(body.stream))
         told = {"session_id": session.name, "dropped_messages": ask.dropped}
         answer = _kept(gateway, session, before, gateway.answering.answer(ask))
         return await _respond(answer, ask, about._replace(session=told), stream=body.stream)
@@ -67,7 +68,7 @@ def routes(gateway: "Gateway") -> APIRouter:
         model = gateway.served(body.model or gateway.current)
         said = (Message(role="user", content=body.prompt),)
         asked, extras = _generate(gateway, request, body, model, said)
-        ask = ask_of(request, asked, rag=body.rag or False, extras=extras)
+        ask = replace(ask_of(request, asked, rag=body.rag or False, extras=extras), stream=bool(body.stream))
         about = About(model, device(gateway.layers(model)), request.state.x_request_id)
         return await _respond(gateway.answering.answer(ask), ask, about, stream=body.stream)
 
