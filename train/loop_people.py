@@ -19,7 +19,7 @@ import httpx
 
 from app.errors import Misconfigured
 from train import demo_handbook, regression
-from train.demo_words import LISTS
+from train.demo_examples import NO_SOURCES, REFUSAL, SMALLTALK
 from train.scores import f1
 
 Part = Literal["corrected", "rated", "untouched"]
@@ -28,8 +28,8 @@ MODEL = "mindfu-demo"
 AGREES = 0.5  # F1 with the reference, from which somebody who knows it would rate an answer up
 TOGETHER, CROWD, PAUSE_S = 4, 2, 0.3  # conversations at a time; people who keep asking, and how long they read
 MAX_TOKENS = 48
-DOCUMENTS = 90  # that people ask a question of, each
-GREETINGS = ("greeting", "thanks", "identity", "farewell")  # of train/demo_words.py, six of each
+DOCUMENTS, UNANSWERED = 90, 60  # that people ask a question of, each; questions that none of them answers
+PASSAGES = 2  # of documents, that a question may see
 
 SOURCE = (
     "https://raw.githubusercontent.com/google-research-datasets/Taskmaster/"
@@ -112,24 +112,39 @@ class Answer(NamedTuple):
 
 
 class Known(NamedTuple):
-    """A question to which the right answer is known: it holds `answer`. Empty: any that ends."""
+    """A question to which the right answer is known: it ends, and holds `answer`. sources: passages it may see."""
 
     question: str
     answer: str = ""
+    sources: int = 0
 
 
 def known() -> tuple[list[tuple[str, str]], list[Known]]:
-    """Documents (name and text) and a question of each; and how people begin and end. None is of the regression set."""
+    """Documents (name and text), and what people ask whose right answer they know. None is of the regression set.
+
+    A question of each document; questions that no document answers, with sources and without; small talk. That is what
+    the demo model can do, and what it would unlearn if it learnt nothing but what is new (rehearsal: Robins 1995,
+    "Catastrophic forgetting, rehearsal and pseudorehearsal").
+    """
     dealer = random.Random(0)  # noqa: S311 - the same each time
-    exam = {item.messages[-1].content.lower().rstrip("!.?") for item in regression.read(regression.OWN)}
+    exam = {_plain(item.messages[-1].content) for item in regression.read(regression.OWN)}
     documents, questions = [], []
     for number in range(DOCUMENTS):
         made = demo_handbook.write(dealer, held_out=False, facts=3)
         fact = dealer.choice(made.facts)
         documents.append((f"{number}-{made.title.rpartition('.')[0] or made.title}.txt", made.text))
-        questions.append(Known(dealer.choice(fact.questions), fact.sentence))
-    questions += [Known(text) for kind in GREETINGS for text in LISTS[kind][:6]]
-    return documents, [one for one in questions if one.question.lower().rstrip("!.?") not in exam]
+        questions.append(Known(dealer.choice(fact.questions), fact.sentence, PASSAGES))
+    for number in range(UNANSWERED):
+        [fact] = demo_handbook.write(dealer, held_out=False, facts=1).facts
+        alone = number % 2 == 0
+        answer, sources = (NO_SOURCES, 0) if alone else (REFUSAL, PASSAGES)
+        questions.append(Known(dealer.choice(fact.questions), answer, sources))
+    questions += [Known(text) for _, texts in SMALLTALK for text in texts]
+    return documents, [one for one in questions if _plain(one.question) not in exam]
+
+
+def _plain(question: str) -> str:
+    return question.lower().rstrip("!.?")
 
 
 class People:
@@ -196,7 +211,7 @@ class People:
 
         async def one(known: Known) -> None:
             async with free:
-                answer = await self.ask([{"role": "user", "content": known.question}], sources=2)
+                answer = await self.ask([{"role": "user", "content": known.question}], sources=known.sources)
                 right = answer.ended and known.answer in answer.text
                 await self._rate(answer, right)
                 done["up" if right else "down"] += 1

@@ -28,7 +28,7 @@ async def test_what_is_learnt_is_what_people_corrected_or_rated_up(
         people = People(http)
         practised = await people.practise(
             [("hours.txt", "The desk opens at nine.")],
-            [Known("When does the desk open?", "opens at nine"), Known("x", "y")],
+            [Known("When does the desk open?", "opens at nine", 2), Known("x", "y")],
         )
         done = await people.replay(chats)
         async with people.crowd(chats):
