@@ -15,6 +15,7 @@ import numpy as np
 
 from app.errors import Misconfigured
 from app.llama import devices
+from app.llama.openings import Openings, openings
 from app.llama.vocabulary import Tokens
 from app.settings import LLMSettings
 
@@ -125,6 +126,13 @@ class Model:
     def endings(self) -> tuple[int, ...]:
         """The tokens that end an answer."""
         return tuple(token for token in range(self.vocab_size) if self.ends(token))
+
+    @cached_property
+    def openings(self) -> Openings:
+        """Which tokens begin with which character."""
+        silent = self.controls, self.ends
+        tokens = range(self.vocab_size)
+        return openings([b"" if any(of(one) for of in silent) else self._piece(one, special=True) for one in tokens])
 
     def controls(self, token: int) -> bool:
         """Whether a token is a control token, like <|im_end|>."""

@@ -1,7 +1,8 @@
 """The sampler of one answer, in llama.cpp: biases, penalties, top-k, top-p, min-p, temperature, a draw; and a grammar.
 
 A grammar would have to judge the whole vocabulary before every draw. Instead the draw comes first and is judged alone;
-only where the grammar refuses it is the vocabulary judged, and drawn from again, as llama.cpp's own tools do.
+only where the grammar refuses it is the vocabulary judged, and drawn from again, as llama.cpp's own tools do. And of
+the vocabulary only what begins with a character that may come (openings.py).
 """
 
 import ctypes
@@ -14,6 +15,7 @@ from app.errors import InvalidRequest
 from app.llama.constraint import Constraint
 from app.llama.context import Context
 from app.llama.model import Model
+from app.llama.vocabulary import Tokens
 from app.messages import Alternative, Sampling, TokenLogprob
 
 RANDOM_SEED = C.LLAMA_DEFAULT_SEED  # llama.cpp draws one itself
@@ -76,9 +78,10 @@ class Sampler:
         if self._grammar is None:
             return int(C.llama_sampler_sample(self._chain, context.handle, context.place(row)))
         logits = context.logits(row)
-        token, _ = _draw(logits, self._chain)
-        if not self._allows(token):
-            token, possible = _draw(logits, self._grammar, self._chain)
+        token, _ = _draw(_candidates(np.arange(len(logits), dtype=np.int32), logits), self._chain)
+        if not self._allowed(np.array([token], np.int32))[0]:
+            tokens = self._model.openings.behind(self._allowed(self._model.openings.singles))
+            token, possible = _draw(_candidates(tokens, logits[tokens]), self._grammar, self._chain)
             if not possible:
                 return None
         C.llama_sampler_accept(self._chain, token)
@@ -98,10 +101,12 @@ class Sampler:
         elif calling is not None and self._grammar is None and (text := self._calls.behind(calling)):
             self._grammar = _grammar(self._model, text)
 
-    def _allows(self, token: int) -> bool:
-        candidates = np.array([(token, 1.0, 0.0)], CANDIDATE)
+    def _allowed(self, tokens: Tokens) -> NDArray[np.bool_]:
+        """Whether the grammar takes each of them next."""
+        candidates = _candidates(tokens, 0.0)
         C.llama_sampler_apply(self._grammar, ctypes.byref(_array(candidates)))
-        return bool(np.isfinite(candidates["logit"][0]))
+        allowed: NDArray[np.bool_] = np.isfinite(candidates["logit"])
+        return allowed
 
     def close(self) -> None:
         """Free the chain."""
@@ -145,10 +150,16 @@ def _grammar(model: Model, text: str) -> int:
     return made
 
 
-def _draw(logits: NDArray[np.float32], *samplers: int | None) -> tuple[int, bool]:
+def _candidates(tokens: Tokens, logits: NDArray[np.float32] | float) -> NDArray[np.void]:
+    candidates = np.empty(len(tokens), CANDIDATE)
+    candidates["id"], candidates["logit"], candidates["p"] = tokens, logits, 0.0
+    return candidates
+
+
+def _draw(candidates: NDArray[np.void], *samplers: int | None) -> tuple[int, bool]:
     """A token, and whether it is possible at all."""
-    candidates = np.empty(len(logits), CANDIDATE)
-    candidates["id"], candidates["logit"], candidates["p"] = np.arange(len(logits), dtype=np.int32), logits, 0.0
+    if not len(candidates):
+        return -1, False
     array = _array(candidates)
     for sampler in samplers:
         C.llama_sampler_apply(sampler, ctypes.byref(array))

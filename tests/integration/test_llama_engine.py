@@ -19,11 +19,12 @@ from app.llama.context import Context
 from app.llama.engine import Engine, default_threads
 from app.llama.job import Request
 from app.llama.model import Model
+from app.llama.openings import Openings
 from app.llama.prefix import PrefixCache
 from app.llama.sampling import Sampler
 from app.llama.steps import Limits, StepLoop
 from app.llama.vocabulary import Tokens
-from app.messages import Delta, Done, Generate, Message, Sampling
+from app.messages import Delta, Done, Generate, JsonFormat, Message, Sampling
 from app.settings import LLMSettings
 
 pytestmark = pytest.mark.integration
@@ -118,7 +119,7 @@ async def test_requests_decoded_together_say_what_each_says_alone(start: Start, 
 
 
 async def test_a_stream_goes_on_while_a_long_prompt_loads(start: Start, alphabet_gguf: Path):
-    """900 tokens of prompt in chunks of 31 are 29 steps, and the stream gets a token in each."""
+    """900 tokens of prompt in chunks of 32 are 29 steps, and the stream gets a token in each."""
     engine = start(alphabet_gguf, window=1024, batch_tokens=32)
     running = engine.generate(asked())
     await first(running)
@@ -194,6 +195,26 @@ async def test_a_choice_of_one_token_is_greedy(only: dict[str, float], start: St
     greedy, _ = await answer(engine, asked(max_tokens=30))
     narrowed, _ = await answer(engine, asked(max_tokens=30, sampling=Sampling(**{"temperature": 1.0, **only})))
     assert narrowed == greedy
+
+
+async def test_a_grammar_draws_what_it_would_if_it_judged_all_tokens(start: Start, random_gguf: Path):
+    """It leaves out those that begin with a character that may not come, which changes no draw."""
+    schema = {
+        "type": "object",
+        "properties": {"naïve": {"type": "string", "maxLength": 9}, "of": {"enum": ["été", 7]}},
+        "required": ["naïve", "of"],
+    }
+    engine = start(random_gguf, window=512)
+    told: list[list[str]] = []
+    for openings in (engine._model.openings, Openings(np.zeros(0, np.int32), np.zeros(engine._model.vocab_size, int))):
+        engine._model.openings = openings
+        requests = [
+            asked("{", response_format=JsonFormat(json_schema=schema), max_tokens=80, sampling=Sampling(seed=seed))
+            for seed in range(8)
+        ]
+        told.append([(await answer(engine, request))[0] for request in requests])
+    assert told[0] == told[1]
+    assert len({*told[0]}) > 1
 
 
 @pytest.mark.parametrize(
