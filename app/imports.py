@@ -2,7 +2,8 @@
 
 A session is one conversation, named after what it is known by, so importing a log that has grown since adds what is
 new. One that this tenant has already, word for word (its client talked through us when the log was written), is left
-alone. Imported turns are turns: listed, exported, judged, learnt from, remembered.
+alone, and of one that goes on beyond what is here the rest is added to it. Imported turns are turns: listed, exported,
+judged, learnt from, remembered.
 """
 
 import hashlib
@@ -30,6 +31,7 @@ NAMES = UUID(
 )  # the namespace of our conversations' ids; changing it doubles them
 UNKNOWN_MODEL = "imported"
 AUTHOR = "import"
+SHARED = 2  # answers in common that make two conversations one; many begin with a greeting and its answer
 
 
 class Kept(NamedTuple):
@@ -54,16 +56,21 @@ class Imports:
         if not last:
             return Kept(0, 0)
         count = sum(1 for _ in answers(found))
-        known = await self._conversations.locate(self._tenant, found.messages[:last])
+        whole = spoken(found.messages[:last])
+        known = await self._conversations.locate(self._tenant, whole)
         if not known.new_messages:
             return Kept(0, count)
+        here = whole[: len(whole) - len(known.new_messages)]
+        goes_on = sum(message.role == "assistant" for message in here) >= SHARED
         began = found.began or modified or datetime.now(UTC)
         ended = max(found.ended or began, began)
-        conversation = str(uuid5(NAMES, f"{self._tenant}\n{found.key}"))
+        conversation = known.conversation_id if goes_on else str(uuid5(NAMES, f"{self._tenant}\n{found.key}"))
         chains = chains_of(self._tenant, spoken(found.messages))  # once: a log of an agent has hundreds of turns
         new = 0
         for number, index in enumerate(answers(found), 1):
             said = chains.first(len(spoken(found.messages[: index + 1])))
+            if goes_on and len(said.exact) <= len(here):
+                continue
             turn = Turn(
                 request_id=f"imp_{hashlib.sha256(found.key.encode() + said.exact[-1]).hexdigest()[:40]}",
                 tenant=self._tenant,

@@ -16,10 +16,13 @@ from app.conversations import Conversations
 from app.export import branch, training_line
 from app.feedback import FeedbackStore
 from app.imports import Imports, Kept
+from app.log_files import find
 from app.logs import Session, record
+from app.messages import Delta, Done, End, Generate, Message, Timings, ToolCallDelta, Usage
 from app.postgres_home import PostgresHome
 from app.stats import counted
 from app.turns import Conversation
+from tests.gateway import MODEL, Echo, whole
 from tests.integration.test_conversations import chat, turn, user
 
 pytestmark = pytest.mark.integration
@@ -76,6 +79,58 @@ async def test_what_was_recorded_when_it_was_said_is_not_imported_again(imports,
     await chat(store, "a", "b")
     assert await imports.keep(session("a", "On a", "b", "On b"), "x", None) == Kept(0, 2)
     assert len(await all_of(store)) == 1
+
+
+async def test_of_a_session_that_went_on_elsewhere_the_rest_is_added(imports, store):
+    """Its beginning was held here, and stays there once; another import changes nothing."""
+    await chat(store, "a", "b")
+    longer = session("a", "On a", "b", "On b", "c", "On c, by another model")
+    assert await imports.keep(longer, "x", None) == Kept(1, 2)
+    assert await imports.keep(longer, "x", None) == Kept(0, 3)
+    (kept,) = await all_of(store)
+    assert [one.answer.content for one in kept.turns] == ["On a", "On b", "On c, by another model"]
+
+
+async def test_what_vibe_said_through_us_and_kept_is_there_once(postgres_home, pool, store):
+    """The requests of a session of Mistral Vibe, shaped as captured, through the gateway; then its own folder of it."""
+    (found,) = find(str(VIBE))
+    assert isinstance(found.what, Session)
+    asked, called, result, answered = found.what.messages
+    (call,) = called.tool_calls
+    tool = {"name": "bash", "parameters": {"type": "object", "properties": {"command": {"type": "string"}}}}
+    fixed = {"model": MODEL, "stream": True, "tools": [{"type": "function", "function": tool}]}
+    function = {"name": call.name, "arguments": call.arguments}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "You are Vibe, and it is noon."},
+        {"role": "user", "content": asked.content},
+        {
+            "role": "assistant",
+            "content": called.content,
+            "tool_calls": [{"id": call.id, "index": 0, "type": "function", "function": function}],
+        },
+        {"role": "tool", "content": result.content, "name": call.name, "tool_call_id": call.id},
+    ]
+    async with whole(postgres_home, llm=Says(called, answered)) as gateway, gateway.http() as http:
+        for end in (2, 4):
+            said = await http.post("/v1/chat/completions", json={**fixed, "messages": messages[:end]})
+            assert said.status_code == 200
+            assert "[DONE]" in said.text
+        assert await Imports(pool, "default").keep(found.what, found.where, None) == Kept(0, 2)
+    assert [len(kept.turns) for kept in await all_of(store)] == [2]
+
+
+class Says(Echo):
+    """A model that gives these answers, one after the other."""
+
+    def __init__(self, *answers: Message) -> None:
+        self._answers = iter(answers)
+
+    async def generate(self, request: Generate):  # type: ignore[no-untyped-def]
+        answer = next(self._answers)
+        calls = (ToolCallDelta(n, one.arguments, one.id, one.name) for n, one in enumerate(answer.tool_calls))
+        yield Delta(answer.content, 1, tool_calls=tuple(calls))
+        end = End("tool_calls" if answer.tool_calls else "stop")
+        yield Done((end,), Usage(prompt_tokens=1, completion_tokens=1), Timings(queued_s=0, prefill_s=0, decode_s=0))
 
 
 async def test_sessions_that_begin_alike_stay_apart(imports, store):
