@@ -2,15 +2,19 @@
 
     python -m train.demo_evaluate --out .mindfu/demo --gguf app/demo/mindfu-demo.gguf
 
-Asks held-out wordings about held-out documents. Prints a table and writes scores.json. "exact" is word for word: the
-right sentence, its mark, and nothing after it.
+Asks held-out wordings about held-out documents, also behind held-out system prompts. Prints a table and writes
+scores.json. "exact" is word for word: the right sentence, its mark, and nothing after it; of a call, its name and every
+argument.
 """
 
 import argparse
 import json
+import re
 import tomllib
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import metadata
 from pathlib import Path
 from typing import NamedTuple
@@ -27,12 +31,15 @@ from app.embedding import EmbeddingModel
 from app.embedding_card import Purpose
 from app.embedding_source import BUNDLED
 from train import chat, gguf_export, tokenizer
-from train.demo_examples import Example, Piece, Writer
+from train.demo_examples import Example, Piece, Writer, fronted
 from train.demo_export import SHIPPED, trained
 from train.demo_train import writers
 from train.model import Llama
 
 SEED = 5  # of the questions; another one than training's
+BEHIND = (200, 1000)  # tokens of system prompt
+LETTERS = 6  # characters of which a token is made at most, on average
+CALL = re.compile(r"<tool_call>\n(.*?)\n</tool_call>", re.DOTALL)
 MOST_TOKENS = 160  # an answer that is longer did not stop
 
 
@@ -71,6 +78,23 @@ class Served:
             said.append(token)
         raise AssertionError
 
+    def behind(self, example: Example, text: str, tokens: int) -> Example:
+        """The example with the first tokens of a text as its system prompt."""
+        return fronted(example, tokenizer.decode(self.tokenizer, tokenizer.encode(self.tokenizer, text).ids[:tokens]))
+
+
+def calls(text: str) -> list[dict[str, object]]:
+    """The well-formed calls in an answer, as JSON objects with a name and arguments."""
+    found = []
+    for body in CALL.findall(text):
+        try:
+            call = json.loads(body)
+        except ValueError:
+            continue
+        if isinstance(call, dict) and {"name", "arguments"} == set(call) and isinstance(call["arguments"], dict):
+            found.append(call)
+    return found
+
 
 @torch.no_grad()
 def agrees(network: Llama, prompt: list[int], said: list[int], end: int) -> bool:
@@ -80,23 +104,47 @@ def agrees(network: Llama, prompt: list[int], said: list[int], end: int) -> bool
     return bool((best == tokens[:, len(prompt) :]).all())
 
 
-def questions(writer: Writer, count: int) -> Iterator[tuple[str, Example]]:
-    """(name of the set, example), so many of each set."""
+def judged_call(example: Example, said: Answer) -> dict[str, bool]:
+    """What is right about the answer where tools are on offer. Empty where none are."""
+    if "tool call" not in example.kind:
+        return {}
+    made, right = calls(said.text), calls(example.answer)
+    if not right:
+        return {"called all the same": "<tool_call>" in said.text}
+    return {
+        "well-formed": said.stopped and len(made) == 1,
+        "right function": [call["name"] for call in made] == [right[0]["name"]],
+        "right arguments too": made == right,
+    }
+
+
+def sets(writer: Writer) -> dict[str, Callable[[int], Example]]:
+    """By name: what makes a set's example of a number."""
+    made: dict[str, Callable[[int], Example]] = {}
     for source in ("docs", "handbook"):
         for passages in (1, 2, 4):
-            for number in range(count):
-                yield (
-                    f"{source}, {passages} passages",
-                    writer.grounded(number, source=source, passages=passages, answerable=True),
-                )
-        for number in range(count):
-            yield (
-                f"{source}, no answer in 4 passages",
-                writer.grounded(number, source=source, passages=4, answerable=False),
+            made[f"{source}, {passages} passages"] = partial(
+                writer.grounded, source=source, passages=passages, answerable=True
             )
+        made[f"{source}, no answer in 4 passages"] = partial(
+            writer.grounded, source=source, passages=4, answerable=False
+        )
     for kind in ("follow-up", "smalltalk", "no sources", "tool call", "no tool call"):
-        for number in range(count // 2):
-            yield kind, writer.of_kind(number, kind)
+        made[kind] = partial(writer.of_kind, kind=kind)
+    return made
+
+
+def questions(writer: Writer, served: Served, count: int) -> Iterator[tuple[str, Example]]:
+    """(name of the set, example), so many of each set, and half as many of some behind system prompts."""
+    made = sets(writer)
+    for name, make in made.items():
+        for number in range(count):
+            yield name, make(number)
+    for name in ("docs, 4 passages", "handbook, 4 passages", "tool call", "no tool call"):
+        for tokens in BEHIND:
+            for number in range(count // 2):
+                text = writer.front(number, LETTERS * tokens)
+                yield f"{name}, behind {tokens:,} tokens", served.behind(made[name](number), text, tokens)
 
 
 def retrieved() -> Iterator[tuple[Example, str]]:
@@ -130,13 +178,16 @@ def main(out: Path, path: Path, count: int) -> None:
     _, held_out = writers(out, seed=SEED)
     tally: dict[str, list[tuple[bool, bool, bool]]] = {}
     wrong = []
-    for name, example in questions(held_out, count):
+    called: Counter[str] = Counter()
+    for name, example in questions(held_out, served, count):
         turns = example.chat()
         prompt = served.prompt(turns[:-1])
         said = served.answer(prompt)
         exact = said.stopped and said.text == example.answer
         same = agrees(network, prompt, said.tokens, end) if said.stopped else False
         tally.setdefault(name, []).append((exact, said.stopped, same))
+        for judged, holds in judged_call(example, said).items():
+            called[f"{name}: {judged}"] += holds
         if not exact:
             wrong.append({"set": name, "question": example.question, "expected": example.answer, "said": said.text})
     found = [(example, holds, served.answer(served.prompt(example.chat()[:-1]))) for example, holds in retrieved()]
@@ -159,10 +210,14 @@ def main(out: Path, path: Path, count: int) -> None:
     print("| questions | asked | exact | stopped | as PyTorch |\n|---|---|---|---|---|")
     for name, row in table.items():
         print(f"| {name} | " + " | ".join(str(value) for value in row.values()) + " |")
+    for name, number in called.items():
+        print(f"{name}: {number}")
     print(
         f"real documents: of {len(found)} questions {len(in_reach)} found their passage, {len(quoted)} quoted from it"
     )
-    (out / "scores.json").write_text(json.dumps({"scores": table, "wrong": wrong}, indent=1, ensure_ascii=False) + "\n")
+    (out / "scores.json").write_text(
+        json.dumps({"scores": table, "calls": called, "wrong": wrong}, indent=1, ensure_ascii=False) + "\n"
+    )
 
 
 if __name__ == "__main__":

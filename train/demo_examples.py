@@ -150,9 +150,9 @@ class Writer:
             if made is not None:
                 return self._behind(rng, made, level)
 
-    def behind(self, number: int, made: Example, *, characters: int) -> Example:
-        """The same example for evaluation, with a system prompt of so many characters in front."""
-        return _fronted(made, self._front(random.Random(f"{self.seed}:{number}:front"), characters))
+    def front(self, number: int, characters: int) -> str:
+        """A system prompt for evaluation, of so many characters."""
+        return self._front(random.Random(f"{self.seed}:{number}:front"), characters)
 
     def _front(self, rng: random.Random, characters: int) -> str:
         return demo_front.write(rng, characters, documents=self.documents, words=self.words, held_out=self.held_out)
@@ -166,7 +166,7 @@ class Writer:
                 place = 1 if made.turns and made.turns[0].role == "system" else 0
                 made = replace(made, turns=(*made.turns[:place], *earlier, *made.turns[place:]))
             else:
-                made = _fronted(made, text)
+                made = fronted(made, text)
         gap = rng.randint(1, WINDOW) if rng.random() < GAP_SHARE * level else 0
         return replace(made, gap=gap)
 
@@ -424,7 +424,7 @@ def _as_served(sentence: str) -> bool:
     return prompt.defused(sentence) == sentence
 
 
-def _fronted(made: Example, text: str) -> Example:
+def fronted(made: Example, text: str) -> Example:
     """The example with a text at the head of its system prompt."""
     if made.turns and made.turns[0].role == "system":
         return replace(made, turns=(chat.Turn("system", f"{text}\n\n{made.turns[0].content}"), *made.turns[1:]))

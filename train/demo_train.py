@@ -25,7 +25,7 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from train import demo_loss, demo_text, gguf_export, tokenizer
-from train.demo_examples import Encoded, Writer, encode
+from train.demo_examples import Encoded, Writer, encode, fronted
 from train.model import Llama, Shape, initialise
 from train.muon import Muon
 
@@ -109,7 +109,7 @@ def scoring_set(writer: Writer, learnt: Tokenizer) -> dict[str, list[Encoded]]:
         for kind, answerable in kinds.items()
     }
     made["handbook behind"] = [
-        writer.behind(number, example, characters=BEHIND) for number, example in enumerate(made["handbook"])
+        fronted(example, writer.front(number, BEHIND)) for number, example in enumerate(made["handbook"])
     ]
     for kind in ("tool call", "no tool call"):
         made[kind] = [writer.of_kind(number, kind) for number in range(32)]

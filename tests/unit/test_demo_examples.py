@@ -9,7 +9,7 @@ from app.llama.template import Sandbox
 from app.messages import Message, Passage
 from app.prompt import augment
 from train import chat, demo_handbook, demo_tools, tokenizer
-from train.demo_examples import REFUSAL, WINDOW, Example, Piece, Target, Writer, encode
+from train.demo_examples import REFUSAL, WINDOW, Example, Piece, Target, Writer, encode, fronted
 from train.demo_text import Span, document
 
 TEXT = (
@@ -121,7 +121,7 @@ def test_a_system_prompt_in_front_leaves_the_answer_as_it_is(learnt: tokenizer.T
     """Other text moves what is to be looked at, and nothing else."""
     for number, kind in enumerate(["tool call", "no tool call", "follow-up", "smalltalk"]):
         made = writer.of_kind(number, kind)
-        behind = writer.behind(number, made, characters=1000)
+        behind = fronted(made, writer.front(number, 1000))
         near, far = encode(learnt, made), encode(learnt, behind)
         assert len(far.tokens) > len(near.tokens) + 100
         assert near.tokens[near.answer :] == far.tokens[far.answer :]
