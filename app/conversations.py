@@ -23,7 +23,7 @@ from uuid import UUID, uuid4
 import asyncpg
 
 from app.errors import NotFound
-from app.history import Chains, Link, anchors, chains_of, links, spoken
+from app.history import Chains, anchors, chains_of, links, spoken
 from app.messages import Message
 from app.nul import hide, show
 from app.postgres import reaching_postgres
@@ -87,11 +87,14 @@ class Conversations:
         """
         wanted = None if conversation_id is None else _uuid(conversation_id)
         said = spoken(messages)
+        ends = anchors(said, links(tenant, said))
         async with self._connection() as connection:
-            if wanted and not await connection.fetchval(SQL["known"], wanted, hide(tenant)):
-                raise NotFound("conversation", str(wanted))
-            parent = await _parent(connection, tenant, anchors(said, links(tenant, said)), wanted, key_id)
-        if parent is None:
+            if wanted is None and not ends:
+                return Place(str(uuid4()), None, said)
+            parent = await connection.fetchrow(SQL["place"], wanted, hide(tenant), ends, key_id)
+        if wanted and not parent["known"]:
+            raise NotFound("conversation", str(wanted))
+        if parent["id"] is None:
             return Place(str(wanted or uuid4()), None, said)
         return Place(str(parent["conversation_id"]), str(parent["id"]), said[parent["depth"] :])
 
@@ -100,14 +103,17 @@ class Conversations:
 
         chains: of its history, answer included, where they are known.
         """
+        prompts = _prompts(turn.messages)
         async with self._connection() as connection:
-            try:
-                async with connection.transaction():
-                    conversation = await _insert(connection, turn, chains)
-            except _AlreadyRecorded:
-                found = await connection.fetchrow(SQL["of_request"], hide(turn.tenant), hide(turn.request_id))
-                return Recorded(str(found["id"]), str(found["conversation_id"]))
-        return Recorded(turn.id, str(conversation))
+            if not prompts.positions:
+                return await _keep(connection, turn, chains)  # one statement, and so a transaction of its own
+            async with connection.transaction():
+                await connection.execute(SQL["insert_texts"], prompts.hashes, prompts.texts)  # locks as `delete` does
+                kept = await _keep(connection, turn, chains)
+                if kept.turn_id == turn.id:
+                    places = (prompts.positions, prompts.names, prompts.hashes)
+                    await connection.execute(SQL["insert_system_prompts"], UUID(turn.id), *places)
+                return kept
 
     async def list(
         self,
@@ -210,10 +216,6 @@ def _aware(time: datetime | None) -> datetime | None:
     return time.replace(tzinfo=UTC) if time and time.tzinfo is None else time
 
 
-class _AlreadyRecorded(Exception):
-    """Rolls the transaction of a replayed turn back."""
-
-
 def _uuid(text: str, kind: str = "conversation") -> UUID:
     found = _uuid_or_none(text)
     if found is None:
@@ -228,44 +230,31 @@ def _uuid_or_none(text: str) -> UUID | None:
         return None
 
 
-async def _parent(
-    connection: asyncpg.Connection, tenant: str, ends: Sequence[Link], within: UUID | None, key_id: str | None
-) -> asyncpg.Record | None:
-    """The turn that recorded the longest beginning of a request. ends: where one may end, see `anchors`.
-
-    Of the key alone, where there is one and no conversation is named.
-    """
-    return await connection.fetchrow(SQL["parent"], hide(tenant), ends, within, key_id) if ends else None
-
-
-async def _insert(connection: asyncpg.Connection, turn: Turn, chains: Chains | None = None) -> UUID:
-    """Find the place of a turn and keep it there, inside the caller's transaction. Returns the conversation."""
-    prompts = await _keep_texts(connection, turn.messages)  # first, in the order of locks that `delete` takes
+async def _keep(connection: asyncpg.Connection, turn: Turn, chains: Chains | None = None) -> Recorded:
+    """Find the place of a turn and keep it there, or find where its request is recorded already."""
     said = spoken(turn.messages)
     history = (*said, turn.answer)
     chain, exact = chains or chains_of(turn.tenant, history)
 
+    tenant = hide(turn.tenant)
     named = None if turn.conversation_id is None else _uuid_or_none(turn.conversation_id)
-    within = named if named and await connection.fetchval(SQL["known"], named, hide(turn.tenant)) else None
-    parent = await _parent(connection, turn.tenant, anchors(said, chain[:-1]), within, _key_id(turn))
-    conversation = parent["conversation_id"] if parent else within or named or uuid4()
-    if not await _open(connection, conversation, turn):
-        conversation = uuid4()  # the one that was named is another tenant's
-        await _open(connection, conversation, turn)
-
-    known = parent["depth"] if parent else 0
+    parent = await connection.fetchrow(SQL["place"], named, tenant, anchors(said, chain[:-1]), _key_id(turn))
+    conversation = parent["conversation_id"] or named or UUID(turn.id)  # the same, should it be recorded twice at once
+    known = parent["depth"] or 0
     resent = {}
-    if parent and exact[known - 1] != parent["exact"]:
+    if known and exact[known - 1] != parent["exact"]:
         resent = await _resent(connection, turn.tenant, said[:known], parent["id"])
     empty = not turn.answer.content.strip() and not turn.answer.tool_calls
-    place = (UUID(turn.id), conversation, parent and parent["id"], hide(turn.tenant), hide(turn.request_id))
     ends = (None if empty else chain[-1], exact[-1], len(history))
     added = (messages_json(MESSAGES, said[known:]), messages_json(RESENT, resent))
-    if await connection.fetchval(SQL["insert_turn"], *place, *ends, *added, *columns(turn)) is None:
-        raise _AlreadyRecorded
-    if prompts.positions:
-        await connection.execute(SQL["insert_system_prompts"], UUID(turn.id), *prompts)
-    return conversation
+    row = (parent["id"], tenant, hide(turn.request_id), *ends, *added, *columns(turn), _title(turn))
+    if await connection.fetchval(SQL["keep_turn"], UUID(turn.id), conversation, *row) is not None:
+        return Recorded(turn.id, str(conversation))
+    if found := await connection.fetchrow(SQL["of_request"], tenant, hide(turn.request_id)):
+        return Recorded(str(found["id"]), str(found["conversation_id"]))
+    conversation = uuid4()  # the one that was named is another tenant's
+    await connection.fetchval(SQL["keep_turn"], UUID(turn.id), conversation, *row)
+    return Recorded(turn.id, str(conversation))
 
 
 def _key_id(turn: Turn) -> str | None:
@@ -274,11 +263,9 @@ def _key_id(turn: Turn) -> str | None:
     return found if isinstance(found, str) else None
 
 
-async def _open(connection: asyncpg.Connection, conversation: UUID, turn: Turn) -> bool:
+def _title(turn: Turn) -> str:
     first = next((message.content for message in turn.messages if message.role == "user"), "")
-    title = " ".join(first[: 8 * TITLE_CHARS].split())[:TITLE_CHARS]
-    row = (conversation, hide(turn.tenant), hide(title), turn.created_at)
-    return await connection.fetchval(SQL["open"], *row) is not None
+    return hide(" ".join(first[: 8 * TITLE_CHARS].split())[:TITLE_CHARS])
 
 
 async def _resent(
@@ -291,19 +278,17 @@ async def _resent(
 
 
 class _Prompts(NamedTuple):
-    """Where the system prompts of a request stood, who spoke, and the hashes of the texts."""
+    """The system prompts of a request: where they stood, who spoke, the hashes of the texts, the texts."""
 
     positions: tuple[int, ...]
     names: tuple[str | None, ...]
     hashes: tuple[bytes, ...]
+    texts: tuple[str, ...]
 
 
-async def _keep_texts(connection: asyncpg.Connection, messages: Sequence[Message]) -> _Prompts:
-    """Store the system prompts of a request."""
+def _prompts(messages: Sequence[Message]) -> _Prompts:
     prompts = [(index, message) for index, message in enumerate(messages) if message.role == "system"]
-    texts = [hide(message.content) for _, message in prompts]
+    texts = tuple(hide(message.content) for _, message in prompts)
     hashes = tuple(hashlib.sha256(text.encode()).digest() for text in texts)
-    if texts:
-        await connection.execute(SQL["insert_texts"], hashes, texts)
     names = tuple(message.name and hide(message.name) for _, message in prompts)
-    return _Prompts(tuple(index for index, _ in prompts), names, hashes)
+    return _Prompts(tuple(index for index, _ in prompts), names, hashes, texts)

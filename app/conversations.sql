@@ -1,36 +1,38 @@
--- known: whether a tenant has a conversation
-select exists (select from conversations where id = $1 and tenant = $2)
-
--- parent: the turn with the longest history among some links, the latest of equals; $3 keeps to one conversation, else
--- $4 to those of one key
-select id, conversation_id, exact, depth
-from turns
-where tenant = $1 and chain = any($2::bytea[])
-    and case when $3::uuid is null then $4::text is null or extras ->> 'key_id' = $4 else conversation_id = $3 end
-order by depth desc, number desc
-limit 1
+-- place: whether $1 is a conversation of the tenant $2; and the turn with the longest history among the links $3, the
+-- latest of equals: of that conversation, else of those of the key $4
+select known, parent.id, parent.conversation_id, parent.exact, parent.depth
+from (select exists (select from conversations where id = $1 and tenant = $2) as known) named
+left join lateral (
+    select id, conversation_id, exact, depth
+    from turns
+    where tenant = $2 and chain = any($3::bytea[])
+      and case when known then conversation_id = $1 else $4::text is null or extras ->> 'key_id' = $4 end
+    order by depth desc, number desc
+    limit 1
+) parent on true
 
 -- of_request: the turn that was recorded for a request
 select id, conversation_id from turns where tenant = $1 and request_id = $2
 
--- open: make a conversation, or move it forward in time; no row when it is another tenant's
-insert into conversations (id, tenant, title, created_at, updated_at)
-values ($1, $2, $3, $4, $4)
-on conflict (id) do update set updated_at = greatest(conversations.updated_at, excluded.updated_at)
-where conversations.tenant = excluded.tenant
-returning id
-
--- insert_turn: keep a turn; no row when its request is recorded already
+-- keep_turn: and make its conversation, or move that forward in time; no row when the request is recorded already, or
+-- the conversation is another tenant's
+with opened as (
+    insert into conversations (id, tenant, title, created_at, updated_at)
+    select $2, $4, $34, $32, $32 where not exists (select from turns where tenant = $4 and request_id = $5)
+    on conflict (id) do update set updated_at = greatest(conversations.updated_at, excluded.updated_at)
+    where conversations.tenant = excluded.tenant
+    returning id
+)
 insert into turns (
     id, conversation_id, parent_id, tenant, request_id, chain, exact, depth, messages, resent, answer, model, adapter,
     sources, placement, sampling, stop, max_tokens, prompt_tokens, completion_tokens, cached_tokens, queued_s,
     prefill_s, decode_s, first_token_s, latency_s, finish_reason, status, error, client, extras, created_at,
     reasoning_tokens
 )
-values (
-    $1, $2, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23, $24, $25,
-    $26, $27, $28, $29, $30, $31, $32, $33
-)
+select
+    $1, opened.id, $3, $4, $5, $6, $7, $8, $9, $10, $11, $12, $13, $14, $15, $16, $17, $18, $19, $20, $21, $22, $23,
+    $24, $25, $26, $27, $28, $29, $30, $31, $32, $33
+from opened
 on conflict (tenant, request_id) do nothing
 returning id
 
@@ -39,7 +41,7 @@ insert into texts (sha256, text) select * from unnest($1::bytea[], $2::text[]) o
 
 -- insert_system_prompts: say where the system prompts of a turn stood
 insert into system_prompts (turn_id, position, name, sha256)
-select $1, * from unnest($2::int[], $3::text[], $4::bytea[])
+select $1, * from unnest($2::int[], $3::text[], $4::bytea[]) on conflict do nothing
 
 -- recent: the conversations of a tenant that are wanted, latest first, behind the place in $2, $9
 select c.id, c.title, c.created_at, c.updated_at, t.turns, l.model

@@ -96,9 +96,12 @@ async def test_every_fact_of_a_turn_comes_back(store: Conversations) -> None:
     assert found.model_dump(include=shared) == given.model_dump(include=shared)
 
 
-async def test_a_turn_that_is_recorded_again_changes_nothing(store: Conversations, pool: asyncpg.Pool) -> None:
-    """A replay after a lost reply, here eight at once, finds its request recorded."""
-    once = turn(SYSTEM, user("a"))
+@pytest.mark.parametrize("prompts", [(), (SYSTEM,)])
+async def test_a_turn_that_is_recorded_again_changes_nothing(
+    store: Conversations, pool: asyncpg.Pool, prompts: tuple[Message, ...]
+) -> None:
+    """A replay after a lost reply, here eight at once, finds its request recorded; no empty conversation is left."""
+    once = turn(*prompts, user("a"))
     kept = await asyncio.gather(*(store.record(once) for _ in range(8)))
     assert len(set(kept)) == 1
     assert await pool.fetchval("select count(*) from turns") == 1

@@ -13,7 +13,7 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from app.conversations import Conversations, Turn, _insert
+from app.conversations import Conversations, Turn, _keep
 from app.errors import ContextTooLong, ModelNotFound
 from app.messages import Delta, Done, End, FinishReason, Generate, Measure, Message, Timings, ToolCallDelta, Usage
 from app.recorder import Recorder
@@ -364,7 +364,7 @@ async def test_a_response_is_not_deleted_under_a_turn_that_is_being_recorded(
     async with pool.acquire() as connection:
         transaction = connection.transaction()
         await transaction.start()
-        await _insert(connection, Turn(**given))
+        await _keep(connection, Turn(**given))
         deletion = asyncio.create_task(server.client.responses.delete(made.id))
         while not await pool.fetchval("select count(*) from pg_locks where not granted"):  # noqa: ASYNC110 - only PostgreSQL knows
             await asyncio.sleep(0.01)
