@@ -335,11 +335,13 @@ class Gateway:
                 adapter=self.adapter, shadows=Shadows(self.llm, self.trials, self.shadow, timeout_s, self.metrics),
             )  # fmt: skip
             watching = asyncio.create_task(self._watch(), name="watch what is new")
+            telling = asyncio.create_task(self.metrics.tell_forever(), name="tell Ray what was counted")
             try:
                 yield
             finally:
                 watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                telling.cancel()
+                await asyncio.gather(watching, telling, return_exceptions=True)
                 await self.follower.close()
                 await self.answering.close()
 

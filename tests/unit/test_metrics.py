@@ -1,5 +1,6 @@
 """The Prometheus page, and the log line of an answer."""
 
+import asyncio
 import json
 import logging
 from datetime import UTC, datetime
@@ -112,3 +113,39 @@ def test_our_lines_go_where_serves_go():
             logger = logging.getLogger(name)
             serve.handlers, logger.handlers, logger.propagate = before[0], before[1], before[2]
             logger.setLevel(before[3])
+
+
+async def test_ray_is_told_later_and_of_what_grew_only_the_sum():
+    """Nothing while an answer is counted; then everything, once."""
+    metrics, told = Metrics(), list[tuple[object, ...]]()
+
+    class Ray:
+        def inc(self, by: float, tags: dict[str, str]) -> None:
+            told.append((by, tags))
+
+        def observe(self, seconds: float, tags: dict[str, str]) -> None:
+            told.append((seconds, tags))
+
+    for metric in (metrics.turns, metrics.tokens, metrics.first_token, metrics.inter_token, metrics.stages):
+        metric._exported = Ray()
+    for _ in range(3):
+        metrics.answered(TURN)
+    assert told == []
+    await metrics.tell()
+    assert (3.0, {"model": "m", "status": "complete"}) in told
+    assert (30.0, {"model": "m", "kind": "prompt"}) in told
+    assert told.count((0.75, {"model": "m"})) == 3
+    seen = len(told)
+    await metrics.tell()
+    assert len(told) == seen
+
+
+async def test_what_was_counted_last_is_told_at_the_end():
+    """A replica that ends tells what it counted since it last told something."""
+    metrics = Metrics()
+    metrics.turns.labels("m", "complete").inc()
+    telling = asyncio.create_task(metrics.tell_forever(60.0))
+    await asyncio.sleep(0)
+    telling.cancel()
+    await asyncio.gather(telling, return_exceptions=True)
+    assert list(metrics.turns.tell()) == []
