@@ -206,11 +206,14 @@ class Answering:
     async def _prepare(self, ask: Ask) -> Draft:
         started, created_at = time.perf_counter(), datetime.now(UTC)
         search, locating = self._search(ask), self.metrics.timed("locate", self._locate(ask))
-        if search is not None and COLLECTION in search.collections:  # memory must know which conversation is held
+        found: tuple[Passage, ...] = ()
+        if search is None:
+            place = await locating
+        elif COLLECTION in search.collections:  # memory must know which conversation is held
             place = await locating
             found = await self.metrics.timed("retrieve", self._remember(search, place))
         else:
-            place, found = await asyncio.gather(locating, self.metrics.timed("retrieve", self._retrieve(search)))
+            place, found = await asyncio.gather(locating, self.metrics.timed("retrieve", self.recall.search(search)))
         if ask.within is not None:
             found = _of_files(found, ask.within)
         asked = ask.generate.model_copy(update={"messages": ask.shown})
@@ -251,15 +254,12 @@ class Answering:
             neighbours=self.rag.neighbours,
         )
 
-    async def _retrieve(self, search: Search | None, held: str | None = None) -> tuple[Passage, ...]:
-        return await self.recall.search(search, held) if search is not None else ()
-
     async def _remember(self, search: Search, place: Place | None) -> tuple[Passage, ...]:
         """What memory is worth depends on PostgreSQL: while that is away, the answer comes from documents alone."""
         if place is not None:
-            return await self._retrieve(search, place.conversation_id)
+            return await self.recall.search(search, place.conversation_id)
         others = tuple(name for name in search.collections if name != COLLECTION)
-        return await self._retrieve(search.model_copy(update={"collections": others}) if others else None)
+        return await self.recall.search(search.model_copy(update={"collections": others})) if others else ()
 
     async def _fitting(self, request: Generate, found: tuple[Passage, ...]) -> tuple[Passage, ...]:
         """The best passages within the budget: that of the settings, and what the answer leaves of the window. Where

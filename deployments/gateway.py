@@ -8,6 +8,7 @@ import logging
 import time
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import lru_cache
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -114,13 +115,16 @@ class Gateway:
         self.trainer = trainer
         self.metrics = Metrics(log_texts=settings.gateway.log_texts)
         self.started_at = int(time.time())
+        self._named: tuple[object, tuple[str, ...]] = None, ()
         self._opened = AsyncExitStack()
 
     @property
     def names(self) -> tuple[str, ...]:
         """What requests may put in `model`: every model, its bare base, its adapters; the main one's aliases."""
-        llm = self.settings.llm
-        return (*self.follower.desired.names((llm.name, *llm.models)), *llm.aliases)
+        desired, llm = self.follower.desired, self.settings.llm
+        if self._named[0] is not desired:  # which is replaced as a whole
+            self._named = desired, (*desired.names((llm.name, *llm.models)), *llm.aliases)
+        return self._named[1]
 
     def served(self, model: str) -> str:
         """The name of what answers. Raises ModelNotFound."""
@@ -161,8 +165,7 @@ class Gateway:
 
     def fingerprint(self, request: Generate, adapter: str | None) -> str:
         """What answers this request: see `openai.fingerprint`."""
-        card = self.cards[self.root(request.model)].model_copy(update={"loaded": True, "adapters": ()})
-        return openai.fingerprint(card, adapter, VERSION)
+        return _fingerprint(self.cards[self.root(request.model)], adapter)
 
     def root(self, name: str) -> str:
         """The model behind a name that is served."""
@@ -409,6 +412,11 @@ class Gateway:
         for group in groups:
             app.include_router(group.routes(self))
         return app
+
+
+@lru_cache(256)
+def _fingerprint(card: ModelCard, adapter: str | None) -> str:
+    return openai.fingerprint(card.model_copy(update={"loaded": True, "adapters": ()}), adapter, VERSION)
 
 
 def _file(settings: LLMSettings | VllmSettings) -> ModelFile:
