@@ -2,14 +2,16 @@
 
     python -m benchmarks.proxy [--requests 300] [--clients 8] [--no-litellm]
 
-One model that says sixteen digits in a few milliseconds, one engine, four ways to it over HTTP, in one run: the thin
+One model that says sixteen digits in a few milliseconds, one engine, and the ways to it over HTTP, in one run: the thin
 server alone (`direct`); a plain uvicorn proxy in front of it (benchmarks/plain_proxy.py); LiteLLM's proxy in front of
 it, with a key, as its documentation starts it, installed into MINDFU_HOME/benchmarks on first use; and MindFu, whose
-engine is a replica of its graph: with a key, every turn recorded in PostgreSQL, RAG off. Each way is asked in turns
-with `direct`, so that both see the same machine.
+engine is a replica of its graph: with a key, every turn recorded in PostgreSQL before its answer ends, RAG off. It is
+measured once more with PostgreSQL's `synchronous_commit` off, as it may be set on a server of one's own: an answer then
+does not wait for the disk. Each way is asked in turns with `direct`, so that both see the same machine.
 
-added: to the median of `direct`, by the whole of an answer. CPU: of all processes of the way but the engine's, so that
-requests per core are those that one busy core of proxy carries.
+added: to the median of `direct`, by the whole of an answer. CPU: of all processes of the way but the engine's, with
+Ray's and PostgreSQL's, so that requests per core are those that one busy core of proxy carries; once with, once without
+what the way takes when nobody asks. A commit: one fdatasync of 8 kB on this disk.
 """
 
 import argparse
@@ -24,14 +26,16 @@ import sys
 import tempfile
 import time
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import aiohttp
+import asyncpg
 import psutil
 import yaml
 
+from app.postgres_home import PostgresHome
 from app.settings import home
 from benchmarks.peers import Load, Server, ours, running
 from tests.gguf_factory import chain_model, vocabulary
@@ -42,7 +46,7 @@ TOKENS = 16
 MODEL = "mindfu-demo"
 LITELLM = ("litellm[proxy]==1.106.2",)
 ENGINE = "LlamaCpp"  # in the name of its replica's process
-HA_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "1", "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60"}
+OWN_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}  # Serve's own, in Python
 
 
 @dataclass(frozen=True)
@@ -101,8 +105,10 @@ def everything(way: Way) -> list[psutil.Process]:
     """All processes of a way, but this one."""
     found = {child.pid: child for child in psutil.Process(way.pid).children(recursive=True)}
     found[way.pid] = psutil.Process(way.pid)
-    if way.mark:
-        found |= {one.pid: one for one in psutil.process_iter() if way.mark in line(one)}
+    for marked in (one for one in psutil.process_iter() if way.mark and way.mark in line(one)):
+        found[marked.pid] = marked
+        with suppress(psutil.Error):
+            found |= {child.pid: child for child in marked.children(recursive=True)}  # such as PostgreSQL's
     return [one for one in found.values() if one.pid != os.getpid()]
 
 
@@ -118,6 +124,14 @@ def cpu(found: list[psutil.Process]) -> float:
     """Seconds of processor time so far."""
     times = [one.cpu_times() for one in found if one.is_running()]
     return sum(one.user + one.system for one in times)
+
+
+async def idle(way: Way, seconds: float = 3.0) -> float:
+    """Cores that a way keeps busy when nobody asks."""
+    found = processes(way)
+    spent, started = cpu(found), time.perf_counter()
+    await asyncio.sleep(seconds)
+    return (cpu(found) - spent) / (time.perf_counter() - started)
 
 
 async def crowd(http: aiohttp.ClientSession, way: Way, clients: int, requests: int) -> tuple[float, float]:
@@ -146,6 +160,7 @@ async def row(way: Way, direct: Way, clients: int, requests: int) -> str:
             for stream, (theirs, alone) in whole.items():
                 theirs.append(await ask(http, way, stream=stream))
                 alone.append(await ask(http, direct, stream=stream))
+        at_rest = await idle(way)
         rate, spent = await crowd(http, way, clients, requests)
     plain, alone = whole[False]
     streamed, streamed_alone = whole[True]
@@ -156,7 +171,8 @@ async def row(way: Way, direct: Way, clients: int, requests: int) -> str:
     )
     p99 = 1000 * statistics.quantiles([one.whole for one in plain], n=100)[98]
     numbers = (f"{one:.1f}" for one in (p50, p99, added, first))
-    return f"| {way.name} | {' | '.join(numbers)} | {rate:.0f} | {1000 * spent:.2f} | {1 / spent:.0f} |"
+    told = f"{rate:.0f} | {1000 * spent:.2f} | {1 / spent:.0f} | {1 / (spent - at_rest / rate):.0f}"
+    return f"| {way.name} | {' | '.join(numbers)} | {told} |"
 
 
 @asynccontextmanager
@@ -227,6 +243,30 @@ async def mindfu(model: str, folder: Path, name: str, further: dict[str, str] | 
         await process.wait()
 
 
+async def let_commits_be(home_folder: Path) -> None:
+    """Let the embedded PostgreSQL answer before a commit is on the disk."""
+    place = {"host": str(PostgresHome(home_folder).run), "user": "postgres", "database": "postgres"}
+    connection = await asyncpg.connect(port=5432, **place)
+    await connection.execute("alter system set synchronous_commit = off")
+    await connection.execute("select pg_reload_conf()")
+    await connection.close()
+
+
+def fdatasync(folder: Path, count: int = 50) -> float:
+    """Seconds that this disk takes to keep a page, the median."""
+    took = []
+    descriptor = os.open(folder / "page", os.O_CREAT | os.O_WRONLY)
+    try:
+        for _ in range(count):
+            os.pwrite(descriptor, bytes(8192), 0)
+            began = time.perf_counter()
+            os.fdatasync(descriptor)
+            took.append(time.perf_counter() - began)
+    finally:
+        os.close(descriptor)
+    return statistics.median(took)
+
+
 def _way(server: Server, key: str = "") -> Way:
     return Way(server.name, server.port, server.pid, key)
 
@@ -237,10 +277,14 @@ async def main() -> None:
     parser.add_argument("--requests", type=int, default=300)
     parser.add_argument("--clients", type=int, default=8)
     parser.add_argument("--no-litellm", action="store_true")
+    parser.add_argument("--own-proxy", action="store_true", help="and MindFu behind Serve's own proxy, not HAProxy")
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
-    print(f"{options.requests} requests of {TOKENS} tokens; the crowd is {options.clients} clients", flush=True)
-    columns = ("way", "p50 ms", "p99 ms", "added p50 ms", "added, first token ms", "requests/s", "CPU ms", "per core")
+    print(f"{options.requests} requests of {TOKENS} tokens; the crowd is {options.clients} clients")
+    timed = ("way", "p50 ms", "p99 ms", "added p50 ms", "added, first token ms")
+    columns = (*timed, "requests/s", "CPU ms", "per core", "without idle")
+    with tempfile.TemporaryDirectory() as scratch:
+        print(f"a commit takes {1000 * fdatasync(Path(scratch)):.1f} ms")
     print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
@@ -253,8 +297,13 @@ async def main() -> None:
             if not options.no_litellm:
                 async with litellm(direct, folder) as way:
                     print(await row(way, direct, options.clients, options.requests), flush=True)
-            for name, further in (("MindFu", {}), ("MindFu, HAProxy", HA_PROXY)):
-                async with mindfu(str(model), folder, name, further) as way:
+            async with mindfu(str(model), folder, "MindFu") as way:
+                print(await row(way, direct, options.clients, options.requests), flush=True)
+                await let_commits_be(folder / "home")
+                faster = replace(way, name="MindFu, synchronous_commit off")
+                print(await row(faster, direct, options.clients, options.requests), flush=True)
+            if options.own_proxy:
+                async with mindfu(str(model), folder, "MindFu, Serve's own proxy", OWN_PROXY) as way:
                     print(await row(way, direct, options.clients, options.requests), flush=True)
 
 
