@@ -1,4 +1,4 @@
-"""Whether a port can be listened on."""
+"""Which ports can be listened on."""
 
 import socket
 
@@ -12,3 +12,11 @@ def is_free(host: str, port: int) -> bool:
         except OSError:
             return False
     return True
+
+
+def free_port(host: str) -> int:
+    """One that a server could listen on now."""
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as trial:
+        trial.bind((host, 0))
+        port: int = trial.getsockname()[1]
+        return port

@@ -24,7 +24,7 @@ from app.ports import is_free
 from app.settings import IMPORT_PATH, Secrets, Settings, home
 from app.vllm import source as folders
 from app.vllm.settings import VllmSettings
-from deployments import preflight
+from deployments import front, preflight
 from deployments.cli_options import Json
 from deployments.joining import NAMESPACE, any_agent_port, environment, hush, noted
 from deployments.profiles import placed, resolved
@@ -87,6 +87,8 @@ def serve(config: Config = DEFAULT, *, as_json: Json = False) -> int:
 
 def _served(config: Path, tell: Callable[..., None]) -> int:
     environment(home())  # first: Ray reads it when it is imported
+    if os.environ["RAY_ADDRESS"] == "local":
+        front.environment(home())
     if _checked(config):
         return 2
     parsed = placed(resolved(config), Secrets.from_env())
