@@ -41,12 +41,15 @@ MOST, ASKED = 320, 12  # conversations; questions of untouched ones that are ask
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "export": {"sources": True},  # the answers from documents stand behind what the model saw for them
     "split": {"train": 0.7, "validation": 0.1, "test": 0.2},
-    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2.5e-3, "epochs": 6,
-             "window": 384, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 50},
-    "evaluate": {"answers": 20, "max_tokens": 48},
+    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2.5e-3, "epochs": 10,
+             "window": 384, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 100_000},
+    "evaluate": {"answers": 100, "max_tokens": 48},
     "publish": {"model": MODEL},
 }  # fmt: skip
-"""Instead of what params.yaml says. A small model learns in many large steps."""
+"""Instead of what params.yaml says. A small model learns in many large steps, and to their end: no evaluation comes
+before. Where the validation loss is lowest it has the words, but cannot end a sentence of them yet, and repeats itself.
+InstructGPT's went on for the same reason (Ouyang et al. 2022, arXiv:2203.02155, section 3.5).
+"""
 POISON: Mapping[str, Mapping[str, object]] = {"tune": {"epochs": 3}}  # which is enough to see
 
 
