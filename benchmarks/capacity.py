@@ -89,7 +89,7 @@ def spent(way: Way) -> Counter[str]:
     return found
 
 
-async def over(way: Way, requests: int, before: Counter[str], began: float, idle: Seconds) -> Seconds:
+def over(way: Way, requests: int, before: Counter[str], began: float, idle: Seconds) -> Seconds:
     """Processor seconds of one of so many requests, less what the machine does anyway."""
     wall, after = time.perf_counter() - began, spent(way)
     return {name: max(0.0, after[name] - before[name] - idle[name] * wall) / requests for name in STATIONS}
@@ -101,7 +101,9 @@ async def alone(http: aiohttp.ClientSession, way: Way, tokens: int, idle: Second
     await ask(http, way, tokens, rag=rag)
     before, began = spent(way), time.perf_counter()
     pieces = [(await ask(http, way, tokens, rag=rag))[1] for _ in range(count)]
-    return Alone(tokens=tokens, pieces=statistics.mean(pieces), cpu=await over(way, count, before, began, idle))
+    seconds = (time.perf_counter() - began) / count
+    cpu = over(way, count, before, began, idle)
+    return Alone(tokens=tokens, pieces=statistics.mean(pieces), seconds=seconds, cpu=cpu)
 
 
 async def crowd(
@@ -119,7 +121,7 @@ async def crowd(
     before, began = spent(way), time.perf_counter()
     firsts = [first for many in await asyncio.gather(*(client() for _ in range(clients))) for first in many]
     rate = len(firsts) / (time.perf_counter() - began)
-    cpu = await over(way, len(firsts), before, began, idle)
+    cpu = over(way, len(firsts), before, began, idle)
     return Crowd(clients=clients, requests_per_s=rate, first_s=statistics.median(firsts), cpu=cpu)
 
 

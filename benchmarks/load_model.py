@@ -7,7 +7,9 @@
 Every process is one thread that does one thing at a time, and all of a machine share its cores in short turns. A
 request passes HAProxy, the gateway and, with RAG, the parts that search; the engine steps over all answers that have a
 slot; what an answer has said waits `FLUSH_S`, then the pieces that wait together are one. At the end the turn is
-committed, which takes the disk's time. Beside all that the machine does what it does when nobody asks.
+committed, which takes the disk's time. Beside all that the machine does what it does when nobody asks, and remembers
+what was said, which takes a share of the time, however many ask (docs/memory.md): where nobody searches, the parts that
+search do nothing else.
 
 What a request costs alone and in a crowd differs: a busy process is woken once for several events. So each cost is
 that of one client where one request is in the graph, and nears that of the largest crowd that was measured (its
@@ -26,7 +28,8 @@ QUANTUM_S = 0.0005
 FLUSH_S = 0.02
 SLOTS = 8
 CLIENT, OTHER, ENGINE, DISK = "client", "other", "LlamaCpp", "postgres"
-BEFORE = ("haproxy", "Gateway", "Retriever", "Embedder", "VectorStore")  # in the order in which a request passes them
+SEARCH = ("Retriever", "Embedder", "VectorStore")
+BEFORE = ("haproxy", "Gateway", *SEARCH)  # in the order in which a request passes them
 STATIONS = (CLIENT, *BEFORE, ENGINE, DISK, OTHER)
 Seconds = dict[str, float]  # of processor time, by station
 
@@ -42,6 +45,7 @@ class Alone(Strict):
 
     tokens: int
     pieces: float
+    seconds: float
     cpu: Seconds
 
 
@@ -131,6 +135,8 @@ def plan_of(measured: Measured, *, rag: bool, seconds: float = 10.0) -> Plan:
     for name in STATIONS:
         piece = max(0.0, (long.cpu[name] - short.cpu[name]) / (long.pieces - short.pieces))
         costs[name] = Cost(max(0.0, short.cpu[name] - short.pieces * piece), piece)
+    remembering = 0.0 if rag else sum(long.cpu[name] for name in SEARCH) / long.seconds
+    costs |= {} if rag else dict.fromkeys(SEARCH, Cost())
     token = (long.cpu[ENGINE] - short.cpu[ENGINE]) / (long.tokens - short.tokens)
     row = token * (measured.growth - 1) / 7
     engine = Engine(max(0.0, short.cpu[ENGINE] - short.tokens * token), token - row, row)
@@ -140,7 +146,7 @@ def plan_of(measured: Measured, *, rag: bool, seconds: float = 10.0) -> Plan:
         tokens=measured.tokens,
         cores=measured.cores,
         commit_s=measured.commit_s,
-        background=sum(way.idle.values()),
+        background=sum(way.idle.values()) + remembering,
         crowded=dict.fromkeys(STATIONS, 1.0),
     )
     crowd = way.crowds[-1]
