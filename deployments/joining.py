@@ -99,7 +99,9 @@ def joined(home: Path, address: str) -> Iterator[None]:
 
 
 def hush() -> None:
-    """Keep Ray's remarks on its own inner life off this terminal. After Ray was started."""
+    """Keep Ray's remarks on its own inner life off this terminal. After Ray was started, and after each first import
+    of a library of its, which sets its own level.
+    """
     from ray import serve  # which sets the level
 
     logging.getLogger(serve.__name__).setLevel(logging.WARNING)

@@ -6,6 +6,7 @@ from app.ingestion import Outcome
 from app.messages import Chunk
 from app.reading import ReadText
 from app.sources import Content, Source
+from deployments.bulk import BULK_BYTES, BULK_DOCUMENTS, worth_the_start
 from deployments.joining import address_of, noted
 from deployments.stages import PARCEL_BYTES, PARCEL_CHUNKS, Read, parcels
 
@@ -26,6 +27,16 @@ def test_parcels_are_large_enough_to_sort_and_small_enough_to_carry():
     assert [one for parcel in parcels(done) for one in parcel] == done
     assert [len(parcel) for parcel in parcels([document(1, PARCEL_BYTES // 2)] * 4)] == [2, 2]
     assert list(parcels([])) == []
+
+
+def test_the_stages_are_started_for_much_text_in_several_documents():
+    """One process is sooner done with little text, and is all that one document can have."""
+    small, large, page = Source("file:///s", 100), Source("file:///l", BULK_BYTES), Source("https://example.org/")
+    assert not worth_the_start([small] * 1000)
+    assert not worth_the_start([large])
+    assert worth_the_start([large, *[small] * BULK_DOCUMENTS])
+    assert not worth_the_start([page] * BULK_DOCUMENTS)
+    assert worth_the_start([page] * 50)
 
 
 def test_a_home_says_where_its_ray_is_while_it_runs(tmp_path: Path):
