@@ -4,11 +4,13 @@
 
 The documents are sources of Python's standard library, as text. In one run, one after the other, on the same cores:
 
-1. the ceiling: our chunks of them, embedded by the same model and backend in one process for each core, and no more
-2. `mindfu ingest` of the folder into a server of its own, which is started for it and idle but for this: from the
+1. LlamaIndex on a part of them (benchmarks/ingest_peer.py), installed into MINDFU_HOME/benchmarks on first use
+2. the ceiling: half of our chunks of them, embedded by the same model and backend in one process for each core, and no
+   more
+3. `mindfu ingest` of the folder into a server of its own, which is started for it and idle but for this: from the
    command's first look at the folder to the last document, and the same without the start of Ray Data's stages (from
    the first documents that came in to the last)
-3. LlamaIndex on a part of them (benchmarks/ingest_peer.py), installed into MINDFU_HOME/benchmarks on first use
+4. the first two once more, the ceiling with the other half: shared cores change their speed within minutes
 """
 
 import argparse
@@ -202,27 +204,36 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         scratch = Path(folder)
         environment(scratch / "home")
-        (scratch / "all").mkdir()
+        for name in ("all", "part"):
+            (scratch / name).mkdir()
         size = corpus(scratch / "all", options.documents)
+        chosen = sorted((scratch / "all").iterdir())[:: max(1, options.documents // options.peer_documents)]
+        for path in chosen:
+            shutil.copy(path, scratch / "part")
         texts = texts_of(scratch / "all")
-        print(f"{options.documents} documents, {size / 1e6:.1f} MB, {len(texts)} chunks, {workers} cores")
-        most = ceiling(texts, scratch / "cache", workers)
-        print(f"ceiling: {most:.1f} texts/s", flush=True)
+        print(f"{options.documents} documents, {size / 1e6:.1f} MB, {len(texts)} chunks, {workers} cores", flush=True)
+        peers, most = list[dict[str, float]](), list[float]()
+
+        def beside(half: list[str]) -> None:
+            if not options.no_peer:
+                peers.append(peer(scratch / "part", venv))
+            most.append(ceiling(half, scratch / "cache", workers))
+
+        beside(texts[::2])
         report, watch = ours(scratch / "all", scratch, ask=options.ask)
+        beside(texts[1::2])
+        limit = statistics.mean(most)
+        print(f"ceiling: {limit:.1f} texts/s ({most[0]:.1f} before, {most[1]:.1f} after)")
         rate, documents = report.chunks / report.seconds, report.counts["added"] / report.seconds
         print(f"mindfu ingest: {report.chunks} chunks in {report.seconds:.1f} s, {documents:.2f} documents/s")
-        print(f"  {rate:.1f} texts/s, {rate / most:.2f} of the ceiling, the start of the stages included")
-        print(f"  {watch.steady():.1f} texts/s, {watch.steady() / most:.2f} of the ceiling, without it", flush=True)
-        if not options.no_peer:
-            (scratch / "part").mkdir()
-            chosen = sorted((scratch / "all").iterdir())[:: max(1, options.documents // options.peer_documents)]
-            for path in chosen:
-                shutil.copy(path, scratch / "part")
-            part = sum(path.stat().st_size for path in chosen)
-            found = peer(scratch / "part", venv)
-            theirs = part / found["seconds"]
-            print(f"LlamaIndex: {found['documents']} documents, {found['texts']} texts in {found['seconds']:.1f} s")
-            print(f"  {found['texts'] / found['seconds']:.1f} texts/s, {theirs / 1000:.2f} kB/s of documents")
+        print(f"  {rate:.1f} texts/s, {rate / limit:.2f} of the ceiling, the start of the stages included")
+        print(f"  {watch.steady():.1f} texts/s, {watch.steady() / limit:.2f} of the ceiling, without it")
+        if peers:
+            seconds = [found["seconds"] for found in peers]
+            theirs = sum(path.stat().st_size for path in chosen) / statistics.mean(seconds)
+            count, of = peers[0]["texts"], peers[0]["documents"]
+            print(f"LlamaIndex: {of} documents, {count} texts in {seconds[0]:.1f} s before, {seconds[1]:.1f} s after")
+            print(f"  {count / statistics.mean(seconds):.1f} texts/s, {theirs / 1000:.2f} kB/s of documents")
             mine = size / report.seconds
             print(f"mindfu / LlamaIndex, by kB/s of documents: {mine / theirs:.2f}, ours {mine / 1000:.2f} kB/s")
 
