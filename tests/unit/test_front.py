@@ -53,8 +53,8 @@ def test_the_program_is_its_users_alone(environment, tmp_path: Path):
 def test_serves_own_proxy_stays_where_it_is_wanted(environment, tmp_path: Path):
     """What is set already stays."""
     environment.setitem(os.environ, "RAY_SERVE_ENABLE_HA_PROXY", "0")
-    front.environment(tmp_path)
-    assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in os.environ
+    with front.haproxy(tmp_path):
+        assert "RAY_SERVE_HAPROXY_BINARY_PATH" not in os.environ
     assert not list(tmp_path.iterdir())
 
 
@@ -65,6 +65,22 @@ def test_a_second_server_finds_a_port_for_its_fallback(environment, tmp_path: Pa
         taken.listen()
         port = taken.getsockname()[1]
         environment.setattr(front, "FALLBACK", ("RAY_SERVE_FALLBACK_PROXY_HTTP_PORT", port))
-        front.environment(tmp_path)
-    assert int(os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]) != port
-    assert Path(os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]).parent == tmp_path
+        with front.haproxy(tmp_path):
+            assert int(os.environ["RAY_SERVE_FALLBACK_PROXY_HTTP_PORT"]) != port
+            assert Path(os.environ["RAY_SERVE_HAPROXY_BINARY_PATH"]).parent == tmp_path
+
+
+def test_its_files_lie_where_no_other_user_looks_and_go_with_it(environment, tmp_path: Path):
+    """In a folder of this user alone, near enough that a socket fits there beside the id of a node."""
+    with front.haproxy(tmp_path):
+        places = [
+            Path(value)
+            for name, value in os.environ.items()
+            if name.endswith(("_PATH", "_LOC", "_FILE")) and "HAPROXY" in name
+        ]
+        folders = {place.parent for place in places} - {tmp_path}
+        assert len(folders) == 1
+        (folder,) = folders
+        assert stat.S_IMODE(folder.stat().st_mode) == 0o700
+        assert len(str(folder / ("x" * 56) / "metrics.sock")) < 90
+    assert not folder.exists()
