@@ -64,7 +64,7 @@ def test_codex(server: Server, project: Path):
 
 
 def test_vibe(server: Server, project: Path):
-    """Mistral Vibe, through /v1/chat/completions. What it logs can be imported."""
+    """Mistral Vibe, through /v1/chat/completions. What it logs can be imported, and is known where it was said."""
     home = project.parent / "vibe"
     home.mkdir()
     (home / "config.toml").write_text(VIBE.replace("URL", server.url))
@@ -73,8 +73,10 @@ def test_vibe(server: Server, project: Path):
     env = {"VIBE_HOME": str(home), "MINDFU_KEY": "none", "MISTRAL_API_KEY": "none"}
     assert KNOWS in run([vibe, "-p", ASKED, *flags], project, env)
     assert SECRET in told(server)
-    command = [sys.executable, "-m", "deployments.cli", "ingest-logs", "--tenant", "other", home / "logs/session"]
+    command = [sys.executable, "-m", "deployments.cli", "ingest-logs", home / "logs/session"]
     said = run(command, ROOT, {"MINDFU_HOME": str(server.home)})
+    assert "new: 0 turns in 0 conversations; known already: 2 turns" in said
+    said = run([*command, "--tenant", "other"], ROOT, {"MINDFU_HOME": str(server.home)})
     assert "sessions read: 1 vibe" in said
     assert "in 1 conversations" in said
 
