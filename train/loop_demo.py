@@ -40,8 +40,8 @@ START_S, STOP_S, LOOK_S = 300.0, 120.0, 2.0
 MOST, ASKED = 320, 12  # conversations; questions of untouched ones that are asked before, after, and after the rollback
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "export": {"sources": True},  # the answers from documents stand behind what the model saw for them
-    "split": {"train": 0.7, "validation": 0.1, "test": 0.2},
-    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2.5e-3, "epochs": 10,
+    "split": {"train": 0.8, "validation": 0.02, "test": 0.18},
+    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2e-3, "epochs": 8,
              "window": 384, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 100_000},
     "evaluate": {"answers": 100, "max_tokens": 48},
     "publish": {"model": MODEL},

@@ -28,7 +28,7 @@ MODEL = "mindfu-demo"
 AGREES = 0.5  # F1 with the reference, from which somebody who knows it would rate an answer up
 TOGETHER, CROWD, PAUSE_S = 4, 2, 0.3  # conversations at a time; people who keep asking, and how long they read
 MAX_TOKENS = 48
-DOCUMENTS, UNANSWERED = 150, 80  # that people ask a question of, each; questions that none of them answers
+DOCUMENTS, UNANSWERED = 300, 100  # that people ask a question of, each; questions that none of them answers
 PASSAGES = 2  # of documents, that a question may see
 
 SOURCE = (
