@@ -1,11 +1,13 @@
 """The simulation of the graph under load obeys what holds of every queue."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from benchmarks.load_model import STATIONS, Cost, Engine, Plan, World
+from benchmarks.load_model import STATIONS, Cost, Engine, Measured, Plan, World, plan_of
 
+KEPT = Path(__file__).parents[2] / "benchmarks" / "capacity.json"
 PLAN = Plan(
     costs=dict.fromkeys(STATIONS, Cost()) | {"client": Cost(0.001), "Gateway": Cost(0.010)},
     engine=Engine(prefill=0.005, step=0.001, row=0.0),
@@ -50,3 +52,14 @@ def test_what_a_crowd_makes_cheaper_is_cheaper_only_in_a_crowd():
     cheaper = replace(PLAN, crowded=dict.fromkeys(STATIONS, 0.5))
     assert World(cheaper, 1).run(5.0).requests_per_s == pytest.approx(World(PLAN, 1).run(5.0).requests_per_s, rel=0.02)
     assert World(cheaper, 32).run(5.0).requests_per_s > 1.5 * World(PLAN, 32).run(5.0).requests_per_s
+
+
+@pytest.mark.parametrize("rag", [False, True])
+def test_what_was_measured_is_simulated_within_15_percent(rag: bool):
+    """Every crowd of the last run of `benchmarks.capacity`, of which the model knows no speed."""
+    found = Measured.model_validate_json(KEPT.read_text(encoding="utf-8"))
+    plan = plan_of(found, rag=rag)
+    (way,) = [way for way in found.ways if way.rag is rag]
+    assert len(way.crowds) == 4
+    for seen in way.crowds:
+        assert World(plan, seen.clients).run(20.0).requests_per_s == pytest.approx(seen.requests_per_s, rel=0.15)
