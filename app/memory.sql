@@ -1,11 +1,17 @@
 -- try_lock: the right to do this work, until disconnected; false when somebody has it
 select pg_try_advisory_lock($1)
 
--- unremembered: turns to make findable, the latest first
-select turn_id, asked_at from unremembered join turns on turns.id = turn_id
-where try_after <= now()
+-- unremembered: turns to make findable, the latest first; of many the latest and the oldest, so that none waits for ever
+select turn_id, asked_at from (
+    (
+        select turn_id, asked_at, number from unremembered join turns on turns.id = turn_id
+        where try_after <= now() order by number desc limit ($1::int + 1) / 2
+    ) union (
+        select turn_id, asked_at, number from unremembered join turns on turns.id = turn_id
+        where try_after <= now() order by number limit $1::int / 2
+    )
+) due
 order by number desc
-limit $1
 
 -- turn: what is worth remembering of a turn, if it is still there
 select t.tenant, t.created_at, t.answer, c.title,

@@ -21,7 +21,7 @@ TOGETHER = 4  # that are embedded at a time, so that passes are full and queries
 REST_S = 1.0  # between two looks when there is nothing to do
 RETRY_S = 5.0  # while something is away, or somebody else works
 TALKING_S = 5.0  # since the latest turn was recorded, for which people are taken to talk
-WAY = 9.0  # times as long as it worked it then rests, while they do
+WAY, MOST_S = 9.0, 1.0  # while they do it rests so many times as long as it worked, and at most so long
 
 logger = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Remembering:
             began = time.perf_counter()
             failed += await self._remember(work, due[start : start + TOGETHER])
             if (datetime.now(UTC) - due[0].asked_at).total_seconds() < TALKING_S:
-                await asyncio.sleep(way * (time.perf_counter() - began))
+                await asyncio.sleep(min(MOST_S, way * (time.perf_counter() - began)))
         if failed:
             logger.error("%d turns could not be remembered, and are tried again later: %s", len(failed), failed[-1])
         return len(gone) + len(due)

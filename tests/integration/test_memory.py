@@ -271,3 +271,14 @@ def test_ids_of_memory_order_by_time_and_name_their_turn():
     assert turn_of(early) == turn_id
     assert turn_of("doc_0000018bcfe56800aaaaaaaaaaaaaaaa") is None
     assert turn_of("mem_") is None
+
+
+async def test_of_many_turns_the_latest_and_the_oldest_are_next(world):
+    """However fast new ones come, none waits for ever."""
+    await chat(world.store, *(f"question {number}" for number in range(9)))
+    async with world.memory.working() as work:
+        assert work is not None
+        numbers = "select turns.id from turns order by number"
+        turns = [row["id"] for row in await world.pool.fetch(numbers)]
+        due = [one.turn_id for one in await work.unremembered(4)]
+    assert due == [turns[8], turns[7], turns[1], turns[0]]

@@ -52,7 +52,7 @@ def whole(text: str) -> tuple[Chunk, ...]:
 
 @pytest.mark.parametrize(("age_s", "rests"), [(0.0, True), (TALKING_S + 1, False)])
 async def test_it_gives_way_while_people_talk(age_s: float, rests: bool) -> None:
-    """Behind each of the two groups, fifty times as long as it took; and not at all where nobody said anything."""
+    """Fifty times as long as each of two groups took, or a second; and not at all where nobody said anything."""
     memory: Any = None
     work: Any = Queued(age_s)
     began = time.perf_counter()
