@@ -2,7 +2,7 @@
 
 Of all processes with one database one works at a time. What is to do stands in PostgreSQL, so a crash or a restart
 loses nothing; every step may be done twice. Nobody waits for it: an answer is recorded without a thought of memory.
-While people talk it works a tenth of the time, so that their answers come first, and catches up when they do not.
+While people talk it rests behind every few turns, so that their answers come first, and catches up when they do not.
 """
 
 import asyncio
