@@ -30,8 +30,8 @@ import yaml
 
 from app.errors import MindFuError, Misconfigured
 from app.settings import params_file
-from train import evaluate, gate, lines, publish, stages
-from train.loop_people import MODEL, Chat, People, download, known, read
+from train import evaluate, gate, lines, loop_rehearsal, publish, stages
+from train.loop_people import MODEL, Chat, People, download, examined, known, read
 from train.loop_report import Findings, record, report
 from train.results import Results
 from train.sources import ROOT
@@ -42,7 +42,8 @@ PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "export": {"sources": True},  # the answers from documents stand behind what the model saw for them
     "split": {"train": 0.8, "validation": 0.02, "test": 0.18},
     "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2e-3, "epochs": 8,
-             "window": 384, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 100_000},
+             "window": 512, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 100_000,
+             "rehearsed": 0.4},
     "evaluate": {"answers": 100, "max_tokens": 48},
     "publish": {"model": MODEL},
 }  # fmt: skip
@@ -93,6 +94,8 @@ def serving(home: Path, chats: Sequence[Chat]) -> Iterator[str]:
     told = yaml.safe_load(params_file().read_text(encoding="utf-8")) if params_file().exists() else {}
     for section, values in PARAMETERS.items():
         told[section] = {**told.get(section, {}), **values}
+    loop_rehearsal.write(home / "rehearsal.jsonl", examined())
+    told["tune"]["rehearse"] = str(home / "rehearsal.jsonl")
     (home / "params.yaml").write_text(yaml.safe_dump(told))
     environment = {**os.environ, "MINDFU_HOME": str(home), "MINDFU_PARAMS": str(home / "params.yaml")}
     os.environ |= {name: environment[name] for name in ("MINDFU_HOME", "MINDFU_PARAMS")}  # of our own stages

@@ -1,8 +1,7 @@
 """The people of the loop's demonstration: they replay real conversations, teach the server, and keep asking.
 
 Of each conversation only what people said is sent; the next request quotes what the server answered, as in life.
-Others ask documents of theirs, which the server could do before, and rate right answers up: what is to be learnt with
-what is new, so that it is not forgotten.
+Others ask documents of theirs, which the server could do before, and rate right answers up.
 """
 
 import asyncio
@@ -20,6 +19,7 @@ import httpx
 from app.errors import Misconfigured
 from train import demo_handbook, regression
 from train.demo_examples import NO_SOURCES, REFUSAL, SMALLTALK
+from train.loop_rehearsal import plain
 from train.scores import f1
 
 Part = Literal["corrected", "rated", "untouched"]
@@ -28,7 +28,7 @@ MODEL = "mindfu-demo"
 AGREES = 0.5  # F1 with the reference, from which somebody who knows it would rate an answer up
 TOGETHER, CROWD, PAUSE_S = 4, 2, 0.3  # conversations at a time; people who keep asking, and how long they read
 MAX_TOKENS = 48
-DOCUMENTS, UNANSWERED = 300, 100  # that people ask a question of, each; questions that none of them answers
+DOCUMENTS, UNANSWERED = 60, 20  # that people ask a question of, each; questions that none of them answers
 PASSAGES = 2  # of documents, that a question may see
 
 SOURCE = (
@@ -122,12 +122,10 @@ class Known(NamedTuple):
 def known() -> tuple[list[tuple[str, str]], list[Known]]:
     """Documents (name and text), and what people ask whose right answer they know. None is of the regression set.
 
-    A question of each document; questions that no document answers, with sources and without; small talk. That is what
-    the demo model can do, and what it would unlearn if it learnt nothing but what is new (rehearsal: Robins 1995,
-    "Catastrophic forgetting, rehearsal and pseudorehearsal").
+    A question of each document; questions that no document answers, with sources and without; small talk.
     """
     dealer = random.Random(0)  # noqa: S311 - the same each time
-    exam = {_plain(item.messages[-1].content) for item in regression.read(regression.OWN)}
+    exam = examined()
     documents, questions = [], []
     for number in range(DOCUMENTS):
         made = demo_handbook.write(dealer, held_out=False, facts=3)
@@ -140,11 +138,12 @@ def known() -> tuple[list[tuple[str, str]], list[Known]]:
         answer, sources = (NO_SOURCES, 0) if alone else (REFUSAL, PASSAGES)
         questions.append(Known(dealer.choice(fact.questions), answer, sources))
     questions += [Known(text) for _, texts in SMALLTALK for text in texts]
-    return documents, [one for one in questions if _plain(one.question) not in exam]
+    return documents, [one for one in questions if plain(one.question) not in exam]
 
 
-def _plain(question: str) -> str:
-    return question.lower().rstrip("!.?")
+def examined() -> set[str]:
+    """The questions of the regression set."""
+    return {plain(item.messages[-1].content) for item in regression.read(regression.OWN)}
 
 
 class People:

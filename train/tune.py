@@ -9,11 +9,13 @@ this does not do: judge whether the adapter is any better (train/evaluate.py), o
 
 import importlib.util
 import json
+import random
 import shutil
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +25,7 @@ from train.recipe import Recipe
 from train.stages import Outcome, Stage, Work
 
 if TYPE_CHECKING:
-    from train.lessons import Teacher
+    from train.lessons import Lesson, Teacher
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 HISTORY = "history.jsonl"
@@ -35,6 +37,9 @@ def check(inputs: Mapping[str, Path], recipe: Recipe) -> None:
     if recipe.accelerator is not None and importlib.util.find_spec(recipe.accelerator) is None:
         remedy = f"pip install {recipe.accelerator}, which needs an NVIDIA GPU, or leave tune.accelerator out."
         raise Misconfigured("tune.accelerator", f"{recipe.accelerator} is not installed", remedy)
+    if recipe.rehearse is not None and not Path(recipe.rehearse).is_file():
+        remedy = "Name a file of lines of messages, as training data is, or leave tune.rehearse out."
+        raise Misconfigured("tune.rehearse", f"there is no file {recipe.rehearse}", remedy)
     data = inputs["data"]
     if recipe.method == "dpo":
         _check_preferences(data / "preferences-train.jsonl", recipe)
@@ -70,8 +75,11 @@ def make(work: Work[Recipe]) -> Outcome:
 
 
 def given(recipe: Recipe, home: Path) -> Mapping[str, str]:
-    """The base's content: another file under the same name is another base."""
-    return {"base": base.find(recipe.base, home).content}
+    """The base's content, and that of what is rehearsed: another file under the same name is another one."""
+    told = {"base": base.find(recipe.base, home).content}
+    if recipe.rehearse is not None:
+        told["rehearse"] = stages.content(Path(recipe.rehearse))
+    return told
 
 
 def _check_preferences(path: Path, recipe: Recipe) -> None:
@@ -120,22 +128,43 @@ def _packed(
 ) -> list[Any]:
     from train import packing
 
-    recipe, lessons = work.parameters, []
-    for line in lines.read(work.inputs["data"] / f"{part}.jsonl"):
-        with _counted(dropped, "the template cannot show it"):
-            for lesson in teacher.lessons(line):
-                if (fitting := lesson.within(recipe.window)) is None:
-                    dropped["longer than the window"] = dropped.get("longer than the window", 0) + 1
-                else:
-                    lessons.append(fitting)
+    recipe = work.parameters
+    lessons = list(_lessons(teacher, work.inputs["data"] / f"{part}.jsonl", recipe.window, dropped))
+    if part == "train" and recipe.rehearse is not None:
+        known = list(_lessons(teacher, Path(recipe.rehearse), recipe.window, dropped))
+        rehearsed = _share(known, lessons, recipe.rehearsed, recipe.seed)
+        counts |= {"rehearsed_sequences": len(rehearsed), "rehearsed_tokens": _tokens(rehearsed)}
+        lessons += rehearsed
     made = packing.packed(lessons, recipe.window) if recipe.packing else packing.single(lessons)
     counts |= {
         f"{part}_sequences": len(lessons),
         f"{part}_rows": len(made),
-        f"{part}_tokens": sum(len(lesson.tokens) for lesson in lessons),
+        f"{part}_tokens": _tokens(lessons),
         f"{part}_learnt_tokens": sum(sum(lesson.learnt) for lesson in lessons),
     }
     return made
+
+
+def _lessons(teacher: "Teacher", path: Path, window: int, dropped: dict[str, int]) -> Iterator["Lesson"]:
+    for line in lines.read(path):
+        with _counted(dropped, "the template cannot show it"):
+            for lesson in teacher.lessons(line):
+                if (fitting := lesson.within(window)) is None:
+                    dropped["longer than the window"] = dropped.get("longer than the window", 0) + 1
+                else:
+                    yield fitting
+
+
+def _share(known: list["Lesson"], learnt: list["Lesson"], share: float, seed: int) -> list["Lesson"]:
+    """As many of the known ones, in any order, as make that share of all tokens; all of them where they are too few."""
+    room = _tokens(learnt) * share / (1 - share)
+    drawn = random.Random(seed).sample(known, len(known))  # noqa: S311 - the same each time
+    ends = accumulate(len(lesson.tokens) for lesson in drawn)
+    return [lesson for lesson, end in zip(drawn, ends, strict=True) if end <= room]
+
+
+def _tokens(lessons: Iterable["Lesson"]) -> int:
+    return sum(len(lesson.tokens) for lesson in lessons)
 
 
 def _pairs(

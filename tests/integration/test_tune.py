@@ -307,6 +307,26 @@ def test_two_workers_learn_what_one_does(split: Path, home: Path, tmp_path: Path
         assert there == pytest.approx(here, rel=1e-3)
 
 
+@pytest.mark.parametrize("share", [0.2, 0.5])
+def test_what_is_rehearsed_is_that_share_of_the_tokens(share: float, split: Path, home: Path, tmp_path: Path) -> None:
+    """Beside all that is learnt, the same lines each time, and none in the validation. Another file is another run."""
+    known = tmp_path / "known.jsonl"
+    said = [[{"role": "user", "content": f"Hi {n}"}, {"role": "assistant", "content": "Hello."}] for n in range(60)]
+    known.write_text("".join(json.dumps({"messages": messages}) + "\n" for messages in said))
+    recipe = SMALL.model_copy(update={"rehearse": str(known), "rehearsed": share})
+    given = tune.given(recipe, home)
+    work = Work({"data": split}, recipe, tmp_path, home, given)
+    made = [tune.tokenise(work, base.find("demo", home), tmp_path / f"rows-{turn}")[0] for turn in "ab"]
+    plain = Work({"data": split}, SMALL, tmp_path, home, given)
+    alone, _ = tune.tokenise(plain, base.find("demo", home), tmp_path / "rows-c")
+    assert made[0] == made[1]
+    assert made[0]["train_sequences"] == alone["train_sequences"] + made[0]["rehearsed_sequences"]
+    assert made[0]["validation_tokens"] == alone["validation_tokens"]
+    assert made[0]["rehearsed_tokens"] / made[0]["train_tokens"] == pytest.approx(share, abs=0.03)
+    known.write_text(json.dumps({"messages": said[0]}) + "\n")
+    assert tune.given(recipe, home) != given
+
+
 @pytest.mark.parametrize(
     ("files", "recipe", "error", "message"),
     [
@@ -314,6 +334,7 @@ def test_two_workers_learn_what_one_does(split: Path, home: Path, tmp_path: Path
         ({"train.jsonl": ""}, {}, NothingToLearn, "Found 0 conversations with an answer to learn, needed 2"),
         ({}, {"base": "/nowhere"}, Misconfigured, "there is no /nowhere"),
         ({}, {"accelerator": "unsloth", "packing": False}, Misconfigured, "unsloth is not installed"),
+        ({}, {"rehearse": "/nowhere.jsonl"}, Misconfigured, "there is no file /nowhere.jsonl"),
         ({"preferences-train.jsonl": ""}, {"method": "dpo"}, NothingToLearn, "Found 0 preferences"),
     ],
 )

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 from app.errors import Misconfigured
-from train import loop_people, loop_report, regression
+from train import lines, loop_people, loop_rehearsal, loop_report, regression
+from train.demo_examples import GREETING, IDENTITY, NO_SOURCES, REFUSAL
 from train.loop_people import Chat, Exchange
 from train.loop_report import Findings
 from train.results import Judged
@@ -94,3 +95,20 @@ def test_the_numbers_stand_between_their_marks(tmp_path: Path) -> None:
 def test_every_claim_can_fail(changes: dict[str, object], number: int) -> None:
     """Each by the number that it is about."""
     assert sum(findings(**changes).claims().values()) == number
+
+
+def test_what_is_rehearsed_is_of_all_kinds_and_none_of_the_exam(tmp_path: Path) -> None:
+    """Only the last answer of each is learnt; the same lines each time."""
+    exam, files = loop_people.examined(), (tmp_path / "a.jsonl", tmp_path / "b.jsonl")
+    for file in files:
+        loop_rehearsal.write(file, exam)
+    assert files[0].read_bytes() == files[1].read_bytes()
+    told = list(lines.read(files[0]))
+    assert len(told) == loop_rehearsal.LESSONS
+    assert all(line.weights[-1] == 1 and not any(line.weights[:-1]) for line in told)
+    asked = [line.messages[-2].content.split("\n\nAnswer from")[0] for line in told]
+    assert not {loop_rehearsal.plain(one) for one in asked} & exam
+    answers = {line.messages[-1].content for line in told}
+    assert {REFUSAL, NO_SOURCES, GREETING, IDENTITY} <= answers
+    assert sum(answer.startswith('"') for answer in answers) > 300
+    assert any("<tools>" in line.messages[0].content for line in told)

@@ -46,6 +46,8 @@ def test_rates_depend_on_what_is_trained() -> None:
         ({"preset": "full", "quantise": False, "rank": 8}, "those of adapters"),
         ({"accelerator": "unsloth", "method": "dpo"}, "supervised tuning of adapters"),
         ({"accelerator": "unsloth"}, "packing: false"),
+        ({"rehearse": "known.jsonl", "method": "dpo"}, "preferences are not rehearsed"),
+        ({"rehearsed": 1.0}, "less than 1"),
         ({"rank": 0}, "greater than or equal to 1"),
         ({"ranks": 1}, "Extra inputs"),
     ],
