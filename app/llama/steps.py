@@ -73,7 +73,7 @@ class Stats:
     accepted_tokens: int = 0  # of the drafted ones
     adapter_switches: int = 0
     queued_s: float = 0.0  # summed over admitted requests
-    steps: int = 0
+    steps: int = 0  # batches that were decoded
     step_s: float = 0.0
 
 
@@ -204,7 +204,6 @@ class StepLoop:
     def _run(self) -> None:
         while self._await_work():
             if self._jobs:
-                self._stats.steps += 1
                 began = time.perf_counter()
                 try:
                     self._step(began)
@@ -288,6 +287,7 @@ class StepLoop:
     ) -> None:
         """Decode one batch. chunks: prompts, and how many of their tokens; known: whether its time tells of others."""
         began, context = time.perf_counter(), self._context
+        self._stats.steps += 1
         context.clear()
         self._add_answers(answering, speculate=speculate)
         for job, share in chunks:
