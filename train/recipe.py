@@ -32,7 +32,7 @@ class Recipe(Strict):
     base: str = DEMO_MODEL  # demo, a .gguf, a folder, or org/name of the Hugging Face Hub
     method: Literal["sft", "dpo"] = "sft"  # learn answers, or what people prefer
     rehearse: str | None = None  # a file of conversations that stand for what the base can do and must not unlearn
-    rehearsed: float = Field(0.25, gt=0, lt=1)  # share of the tokens of a run that are of that file
+    rehearsed: float | None = Field(None, gt=0, lt=1)  # share of a run's tokens that are of that file; None: 0.25
     preset: Preset = "mindfu-default"
     rank: int | None = Field(None, ge=1)
     alpha: int | None = Field(None, ge=1)
@@ -95,6 +95,8 @@ class Recipe(Strict):
                 raise ValueError(
                     "the preset 'full' trains all weights, which a quantised base has not: quantise: false"
                 )
+        if self.rehearsed is not None and self.rehearse is None:
+            raise ValueError("rehearsed is the share of a file, and rehearse names none")
         if self.rehearse and self.method == "dpo":
             raise ValueError("preferences are not rehearsed: DPO keeps to the base by beta. Leave rehearse out")
         if self.accelerator == "unsloth" and (self.adapter is None or self.method == "dpo"):

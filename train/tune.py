@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
 HISTORY = "history.jsonl"
+REHEARSED = 0.25  # share of the tokens, where the recipe has none
 
 
 def check(inputs: Mapping[str, Path], recipe: Recipe) -> None:
@@ -132,7 +133,7 @@ def _packed(
     lessons = list(_lessons(teacher, work.inputs["data"] / f"{part}.jsonl", recipe.window, dropped))
     if part == "train" and recipe.rehearse is not None:
         known = list(_lessons(teacher, Path(recipe.rehearse), recipe.window, dropped))
-        rehearsed = _share(known, lessons, recipe.rehearsed, recipe.seed)
+        rehearsed = _share(known, lessons, recipe.rehearsed or REHEARSED, recipe.seed)
         counts |= {"rehearsed_sequences": len(rehearsed), "rehearsed_tokens": _tokens(rehearsed)}
         lessons += rehearsed
     made = packing.packed(lessons, recipe.window) if recipe.packing else packing.single(lessons)

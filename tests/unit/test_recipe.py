@@ -48,6 +48,7 @@ def test_rates_depend_on_what_is_trained() -> None:
         ({"accelerator": "unsloth"}, "packing: false"),
         ({"rehearse": "known.jsonl", "method": "dpo"}, "preferences are not rehearsed"),
         ({"rehearsed": 1.0}, "less than 1"),
+        ({"rehearsed": 0.5}, "rehearse names none"),
         ({"rank": 0}, "greater than or equal to 1"),
         ({"ranks": 1}, "Extra inputs"),
     ],
