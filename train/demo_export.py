@@ -1,6 +1,7 @@
 """Stage 5 of the demo model: write the shipped GGUF, and the safetensors that fine-tuning starts from.
 
     python -m train.demo_export --out .mindfu/demo --gguf app/demo/mindfu-demo.gguf     a checkpoint → GGUF
+    python -m train.demo_export … --start older.gguf --share 0.9                        nine tenths of the way
     python -m train.demo_export --restore .mindfu/demo/hf                               the shipped GGUF → safetensors
 
 The restored folder loads with transformers' `from_pretrained`. Its weights are the served ones, Q8_0 rounding included.
@@ -26,13 +27,20 @@ CARD = Card(
 )
 
 
-def export(out: Path, target: Path) -> None:
-    """Write the GGUF of out/checkpoint.pt with out/tokenizer.json."""
+def export(out: Path, target: Path, start: Path | None = None, share: float = 1.0) -> None:
+    """Write the GGUF of out/checkpoint.pt with out/tokenizer.json.
+
+    start: the GGUF that training went on from; of the way from it the weights go a share (WiSE-FT, arXiv:2109.01903).
+    """
     state = torch.load(out / "checkpoint.pt", weights_only=True)
+    weights = state["network"]
+    if start:
+        before = gguf_export.read(start).weights
+        weights = {name: torch.lerp(before[name], weight, share) for name, weight in weights.items()}
     target.parent.mkdir(parents=True, exist_ok=True)
     gguf_export.write(
         target,
-        state["network"],
+        weights,
         shape=Shape(**state["shape"]),
         tokenizer=tokenizer.load(out / "tokenizer.json"),
         card=CARD,
@@ -87,9 +95,15 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--out", type=Path, default=Path(".mindfu/demo"))
     parser.add_argument("--gguf", type=Path, default=SHIPPED)
+    parser.add_argument("--start", type=Path, help="the GGUF that training went on from")
+    parser.add_argument("--share", type=float, default=1.0, help="of the way from --start to the checkpoint")
     parser.add_argument("--restore", type=Path, help="folder for the safetensors of --gguf")
     options = parser.parse_args()
     if options.restore:
         restore(options.gguf, options.restore)
+    elif not 0 <= options.share <= 1:
+        parser.error(f"--share is {options.share}, it goes from 0 to 1")
+    elif options.share != 1.0 and not options.start:
+        parser.error("--share is of the way from --start, which is not given")
     else:
-        export(options.out, options.gguf)
+        export(options.out, options.gguf, options.start, options.share)

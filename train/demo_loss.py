@@ -14,7 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from train.demo_examples import WINDOW, Encoded
+from train.demo_encode import Encoded
+from train.demo_examples import WINDOW
 from train.model import Llama
 
 FIRST_TOKENS = 3  # of an answer: they choose between quoting and declining, and the sentence

@@ -25,7 +25,8 @@ from tokenizers import Tokenizer
 from torch import nn
 
 from train import demo_loss, demo_text, gguf_export, tokenizer
-from train.demo_examples import Encoded, Writer, encode, fronted
+from train.demo_encode import Encoded, encode
+from train.demo_examples import Writer, fronted
 from train.model import Llama, Shape, initialise
 from train.muon import Muon
 

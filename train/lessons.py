@@ -17,6 +17,7 @@ from app.llama.template import ChatTemplate
 from app.llama.untrusted import Segment
 from app.messages import Message, Tool
 from train.lines import Line, Preference
+from train.recipe import STYLE_SETTING
 
 SETTING = "tune.base"
 
@@ -53,14 +54,19 @@ class _Piece(NamedTuple):
 
 
 class Teacher:
-    """Turns lines into lessons for one base model. folder: the model's, as transformers reads it."""
+    """Turns lines into lessons for one base model.
 
-    def __init__(self, folder: Path) -> None:
+    folder: the model's, as transformers reads it. template: by which chats are shown; None: the model's own.
+    """
+
+    def __init__(self, folder: Path, template: str | None = None) -> None:
         import transformers  # takes seconds to load
 
         self.tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
-        if not isinstance(self.tokenizer.chat_template, str):
-            raise Misconfigured(SETTING, f"{folder} has no chat template", "Give a model that was made for chats.")
+        source = self.tokenizer.chat_template if template is None else template
+        if not isinstance(source, str):
+            remedy = "Give a model that was made for chats, or set tune.chat_template."
+            raise Misconfigured(SETTING, f"{folder} has no chat template", remedy)
         backend = getattr(self.tokenizer, "backend_tokenizer", None)
         if backend is None or _prefixes_a_space(backend):
             problem = f"{folder} has a tokenizer that cannot cut text into segments (SentencePiece with a prefix space)"
@@ -68,11 +74,12 @@ class Teacher:
         self._special, self._plain = copy.deepcopy(backend), copy.deepcopy(backend)
         self._special.encode_special_tokens, self._plain.encode_special_tokens = False, True
         self._ends = self._end_tokens(folder)
-        self.replace_template(self.tokenizer.chat_template)
+        self.replace_template(source, SETTING if template is None else STYLE_SETTING)
 
-    def replace_template(self, source: str) -> None:
-        """Show chats by another template than the model's own."""
-        self._template = ChatTemplate(source, bos=self.tokenizer.bos_token or "", eos=self.tokenizer.eos_token or "")
+    def replace_template(self, source: str, setting: str = STYLE_SETTING) -> None:
+        """Show chats by another template. setting: where it comes from, for errors."""
+        bos, eos = self.tokenizer.bos_token or "", self.tokenizer.eos_token or ""
+        self._template = ChatTemplate(source, bos=bos, eos=eos, setting=setting)
         added = self.tokenizer.added_tokens_decoder.values()
         forged = [re.escape(t.content) for t in added if not t.special and len(t.content) > 1 and t.content in source]
         self._forged = re.compile("|".join(forged)) if forged else None

@@ -9,6 +9,7 @@ import pytest
 from app.errors import InvalidRequest, Misconfigured
 from app.llama.model import Model
 from app.llama.source import DEMO_FILE
+from app.llama.styles import template_of
 from app.llama.tokenizer import Tokenizer
 from app.messages import Generate
 from train import base, lines
@@ -119,6 +120,17 @@ def test_a_lesson_begins_with_the_tokens_that_the_engine_decodes(teacher: Teache
     )
     [lesson] = teacher.lessons(learnt)
     request = Generate(request_id="1", model="demo", messages=learnt.messages[:1], tools=learnt.tools)
+    assert lesson.tokens[: lesson.learnt.index(True)] == tokenizer.prompt(request).tokens.tolist()
+
+
+def test_a_style_is_the_same_in_training_and_serving(folder: Path) -> None:
+    """Whatever template the model itself has."""
+    teacher = Teacher(folder, template_of("mistral_inst", "tune.chat_template"))
+    learnt = line({"role": "user", "content": "Rain?"}, {"role": "assistant", "content": "No."})
+    [lesson] = teacher.lessons(learnt)
+    assert shown(teacher, lesson).endswith("[INST] Rain? [/INST]⟦ No.<|im_end|>⟧")
+    tokenizer = Tokenizer(Model(DEMO_FILE), style="mistral_inst")
+    request = Generate(request_id="1", model="demo", messages=learnt.messages[:1])
     assert lesson.tokens[: lesson.learnt.index(True)] == tokenizer.prompt(request).tokens.tolist()
 
 

@@ -9,7 +9,8 @@ from app.llama.template import Sandbox
 from app.messages import Message, Passage
 from app.prompt import augment
 from train import chat, demo_handbook, demo_tools, tokenizer
-from train.demo_examples import REFUSAL, WINDOW, Example, Piece, Target, Writer, encode, fronted
+from train.demo_encode import encode
+from train.demo_examples import REFUSAL, WINDOW, Example, Piece, Target, Writer, fronted
 from train.demo_text import Span, document
 
 TEXT = (

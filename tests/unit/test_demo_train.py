@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from train import demo_handbook, demo_loss, tokenizer
-from train.demo_examples import Encoded, Writer, encode
+from train.demo_encode import Encoded, encode
+from train.demo_examples import Writer
 from train.demo_text import document
 from train.demo_train import Trainer, batches, rate
 from train.model import Shape
