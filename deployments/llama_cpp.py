@@ -18,7 +18,7 @@ import asyncpg
 
 from app.desired import Desired
 from app.errors import Conflict, EngineFailed, InvalidRequest, Misconfigured, ModelNotFound
-from app.following import Follower
+from app.following import Follower, find_adapter
 from app.llama import devices, memory
 from app.llama.engine import SMALL_BYTES, Engine
 from app.llama.probe import probe
@@ -221,15 +221,7 @@ class LlamaCpp:
         return {"layers": self._of[name].gpu_layers, "refused": refused.reason if refused else ""}
 
     async def _have_adapter(self, engine: Engine, name: str, version: str) -> None:
-        follower = self._follower
-        found = follower.desired.adapter(name, version) if follower else None
-        if follower and found is None:  # registered since we looked
-            desired = await follower.refresh()
-            found = desired.adapter(name, version)
-        if found is None:
-            known = follower.desired.names_of(name) if follower else ()
-            raise ModelNotFound(f"{name}:{version}", (name, *known))
-        await self._residency(engine).have(found)
+        await self._residency(engine).have(await find_adapter(self._follower, name, version))
 
     def _residency(self, engine: Engine) -> Residency:
         return self._residencies.setdefault(engine, Residency(engine, self._home, self._settings.adapters))

@@ -24,7 +24,6 @@ NO_ROOM = 1  # llama_decode: no free cells for the batch, nothing was changed
 MOST_SEQUENCES = 256  # llama.cpp's own limit
 
 TYPES = {"f16": C.GGML_TYPE_F16, "q8_0": C.GGML_TYPE_Q8_0, "q4_0": C.GGML_TYPE_Q4_0}
-WORTH_COPYING = 32  # tokens of a beginning; fewer are decoded again as fast
 FLASH = {
     "auto": C.LLAMA_FLASH_ATTN_TYPE_AUTO,
     "on": C.LLAMA_FLASH_ATTN_TYPE_ENABLED,
@@ -172,11 +171,10 @@ class Context:
     def share(self, source: int, target: int, length: int) -> bool:
         """Give an empty sequence the first tokens of another: the same cells, or copies.
 
-        False, and the target stays empty, where the model's cache no longer has all of them (a sliding window), or
-        where a copy is not worth it.
+        False, and the target stays empty, where the model's cache no longer has all of them (a sliding window).
         """
         if not self.shared:
-            return length >= WORTH_COPYING and bool(self.restore(target, self.save(source), length))
+            return bool(self.restore(target, self.save(source), length))
         C.llama_memory_seq_cp(self._memory, source, target, 0, length)
         return self._whole(target, length)
 

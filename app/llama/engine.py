@@ -42,7 +42,7 @@ class Engine:
         trained = self._model.trained_window
         if settings.window > trained:
             raise Misconfigured("llm.window", f"is {settings.window}, the model was trained for {trained}", "Lower it")
-        self._tokenizer = Tokenizer(self._model)
+        self._tokenizer = Tokenizer(self._model, style=settings.chat_template)
         self._adapters = Adapters(settings.name)
         self._cells = settings.cache_tokens or settings.slots * settings.window
         keeps = self._model.keeps_every_token()
@@ -103,7 +103,7 @@ class Engine:
         """
 
         def load() -> None:
-            self._adapters.add(Adapter(self._model, name, path, scale))
+            self._adapters.add(Adapter(self._model, name, path, scale, self._tokenizer.style))
 
         with self._adapters.loading(name):
             await _done(self._steps.call(load))

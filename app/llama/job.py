@@ -164,7 +164,8 @@ def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
     """How many prompt tokens of each job this step takes. loading: in order of admission; budget: tokens.
 
     The shortest prompts go first, because they answer soonest, and of some about as long the oldest. The oldest of all
-    has half of the budget in any case.
+    has half of the budget in any case. Where one is complete, a part of another younger one is left for the next step:
+    it would only hold up the answer that begins in this one.
     """
     if not loading or budget <= 0:
         return []
@@ -175,4 +176,7 @@ def share_prefill(loading: Sequence[Job], budget: int) -> list[tuple[Job, int]]:
         more = min(job.left - shares.get(job, 0), budget)
         shares[job] = shares.get(job, 0) + more
         budget -= more
-    return [(job, share) for job, share in shares.items() if share]
+    complete = any(share == job.left for job, share in shares.items())
+    return [
+        (job, share) for job, share in shares.items() if share and (share == job.left or job is oldest or not complete)
+    ]

@@ -72,7 +72,7 @@ class PrefixCache:
         self._cells, self._limit, self._stash = cells, limit, Stash(stash)
         self._free = list(range(sequences))  # in order
         self._kept: dict[int, Holding] = {}  # by sequence, the least recently used first
-        self._left: dict[int, Tokens] = {}  # what free sequences still hold, besides the stash: with cells of their own
+        self._left: dict[int, Holding] = {}  # by free sequence: with cells of their own, what still lies there
         self.shares = shares
         self.counts = PrefixCounts()
 
@@ -88,11 +88,12 @@ class PrefixCache:
         if saved and longer >= length + WORTH_COPYING and (sequence := self._resume(saved, longer)) is not None:
             self.counts.hit_tokens += longer
             return sequence, longer
-        sequence = self.take()
         if saved and longer >= length + WORTH_COPYING:
-            length = self._restore(sequence, saved, longer)
-        elif length and not self._cells.share(donor, sequence, length):
-            length = 0
+            length = self._restore(sequence := self.take(), saved, longer)
+        elif length >= WORTH_COPYING or (length and self._cells.shared):
+            length = length if self._cells.share(donor, sequence := self.take(), length) else 0
+        else:
+            sequence, length = self._take_over(owner, prompt[:-1])
         self.counts.hit_tokens += length
         return sequence, length
 
@@ -105,6 +106,17 @@ class PrefixCache:
             self._cells.forget(sequence)
             self._count()
         return sequence
+
+    def _take_over(self, owner: Hashable, wanted: Tokens) -> tuple[int, int]:
+        """The first free sequence, with as much of a prompt's beginning as still lies in it: few tokens, at no cost."""
+        left = self._left.get(self._free[0]) if self._free else None
+        common = common_prefix(wanted, left.tokens) if left and left.owner == owner else 0
+        if not common:
+            return self.take(), 0
+        sequence = self._free.pop(0)
+        del self._left[sequence]
+        self._count()
+        return sequence, common if self._cells.shorten(sequence, common) else 0
 
     def close_gap(self, sequence: int) -> int:
         """Move a running sequence to the first free one, where that comes before it. Returns where it is then."""
@@ -127,7 +139,7 @@ class PrefixCache:
                 self._remove(other)
         if not 0 < len(holding.tokens) <= self._limit:
             if self._save(holding) and not self._cells.shared:
-                self._left[holding.sequence] = holding.tokens
+                self._left[holding.sequence] = holding
                 insort(self._free, holding.sequence)
                 self._count()
             else:
@@ -162,6 +174,10 @@ class PrefixCache:
 
         for holding in [held for held in self._kept.values() if of_it(held.owner)]:
             self._remove(holding)
+        for sequence in [free for free, left in self._left.items() if of_it(left.owner)]:
+            del self._left[sequence]
+            self._cells.forget(sequence)
+        self._count()
         self._stash.disown(of_it)
         self.counts.stashed_bytes = self._stash.bytes
 
@@ -175,7 +191,7 @@ class PrefixCache:
 
     def _resume(self, saved: Saved, length: int) -> int | None:
         """The free sequence in which what was saved still lies, shortened, without a copy. None where there is none."""
-        sequence = next((free for free, tokens in self._left.items() if tokens is saved.tokens), None)
+        sequence = next((free for free, left in self._left.items() if left.tokens is saved.tokens), None)
         if sequence is None:
             return None
         self._stash.touch(saved)

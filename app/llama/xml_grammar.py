@@ -8,7 +8,8 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from app.errors import InvalidRequest
-from app.llama.grammar import FORMATS, KEYS, STRING_CHARS, Writer, times
+from app.llama.expressions import FORMATS, times
+from app.llama.grammar import KEYS, STRING_CHARS, Writer
 from app.llama.patterns import literal
 from app.llama.xml_calls import TEXT, kinds
 from app.messages import JsonSchema

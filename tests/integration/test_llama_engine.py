@@ -6,6 +6,7 @@ import os
 import random
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -362,6 +363,14 @@ async def test_texts_are_measured_alone(start: Start, random_gguf: Path):
     assert (measure.text_tokens, measure.window) == ((1, 0, 10), 256)
 
 
+async def test_chats_are_shown_by_the_template_that_is_set(start: Start, random_gguf: Path, tmp_path: Path):
+    """In place of the model's own: `the` alone is one token."""
+    (tmp_path / "bare.jinja").write_text("{{ messages[0].content }}")
+    own, bare = [start(random_gguf, chat_template=style) for style in ("auto", str(tmp_path / "bare.jinja"))]
+    assert (await bare.measure(asked("the"), ())).prompt_tokens == 1
+    assert (await own.measure(asked("the"), ())).prompt_tokens > 1
+
+
 async def test_the_card_tells_what_is_served(start: Start, random_gguf: Path):
     """Name and window are the settings', the rest is the file's."""
     card = start(random_gguf, name="mine").card()
@@ -371,12 +380,17 @@ async def test_the_card_tells_what_is_served(start: Start, random_gguf: Path):
 
 
 @pytest.mark.parametrize(
-    ("settings", "setting"), [({"window": 4096}, "llm.window"), ({"gpu_layers": -1}, "llm.gpu_layers")]
+    ("settings", "setting"),
+    [
+        ({"window": 4096}, "llm.window"),
+        ({"gpu_layers": -1}, "llm.gpu_layers"),
+        ({"chat_template": "/no.jinja"}, "llm.chat_template"),
+    ],
 )
 def test_settings_that_the_model_cannot_honour_stop_the_start(
-    settings: dict[str, int], setting: str, start: Start, random_gguf: Path
+    settings: dict[str, Any], setting: str, start: Start, random_gguf: Path
 ):
-    """More window than it was trained for; layers on a GPU that this build cannot use."""
+    """More window than it was trained for; layers on a GPU that this build cannot use; a template that is not there."""
     with pytest.raises(Misconfigured) as caught:
         start(random_gguf, **settings)
     assert caught.value.setting == setting

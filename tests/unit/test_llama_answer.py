@@ -14,6 +14,7 @@ from app.llama.syntax import Syntax, recognise
 HERMES = recognise("{% if tools %}<tool_call>{% endif %}</think>")
 MISTRAL = recognise("[AVAILABLE_TOOLS]{{ tools }}[TOOL_CALLS]")
 DEVSTRAL = recognise("{{ tools }}[TOOL_CALLS]name[ARGS]")
+MAGISTRAL = recognise("{{ tools }}[THINK][/THINK][TOOL_CALLS]name[ARGS]")
 CODER = recognise("{{ tools }}<tool_call><function=name><parameter=key></parameter></function></tool_call>")
 GLM = recognise("{{ tools }}<tool_call>name<arg_key>key</arg_key><arg_value>value</arg_value></tool_call>")
 LLAMA = recognise('<|start_header_id|>{{ tools }} Respond with {"name": function name, "parameters": dictionary}')
@@ -71,12 +72,12 @@ def test_the_stop_string_that_is_complete_first_counts():
     assert answer.stopped == "cd"
 
 
-def test_thoughts_are_kept_apart():
+@pytest.mark.parametrize(("syntax", "mark"), [(HERMES, "<think>"), (MAGISTRAL, "[THINK]")])
+def test_thoughts_are_kept_apart(syntax: Syntax, mark: str):
     """Between the marks, without them and the line ends around them; a stop string in them stops nothing."""
-    answer = Answer(["stop"], HERMES)
-    assert said(answer, "<thi", "nk>\nLet me stop", " and think.\n</th", "ink>\n\nYes.") == (
-        "Let me stop and think.", "Yes.", [],
-    )  # fmt: skip
+    answer, closing = Answer(["stop"], syntax), f"{mark[0]}/{mark[1:]}"
+    pieces = (mark[:3], f"{mark[3:]}\nLet me stop", f" and think.\n{closing[:4]}", f"{closing[4:]}\n\nYes.")
+    assert said(answer, *pieces) == ("Let me stop and think.", "Yes.", [])
 
 
 def test_a_prompt_may_end_within_the_thoughts():

@@ -24,8 +24,10 @@ def loading(*left: int) -> list[Job]:
         ((100,), 500, {0: 100}),
         ((1000,), 500, {0: 500}),
         ((1000, 10), 500, {0: 490, 1: 10}),  # the short one answers in this step
-        ((1000, 400, 200), 500, {0: 250, 2: 200, 1: 50}),  # the oldest has half, the shorter go first
-        ((300, 300), 400, {0: 300, 1: 100}),  # equals in order of age
+        ((1000, 400, 200), 500, {0: 250, 2: 200}),  # the oldest has half, the shorter go first
+        ((300, 300), 400, {0: 300}),  # equals in order of age, and the first answers without a part of the second
+        ((300, 300), 200, {0: 200}),
+        ((70, 70, 70), 150, {0: 70, 1: 70}),
         ((100, 100), 1, {0: 1}),
         ((100,), 0, {}),
         ((), 500, {}),
@@ -34,7 +36,7 @@ def loading(*left: int) -> list[Job]:
 def test_short_prompts_go_first_and_the_oldest_never_starves(
     left: tuple[int, ...], budget: int, shares: dict[int, int]
 ):
-    """All of the budget is used where there is something to load."""
+    """What is complete is not held up by a part of what is not."""
     jobs = loading(*left)
     assert {jobs.index(job): share for job, share in share_prefill(jobs, budget)} == shares
 

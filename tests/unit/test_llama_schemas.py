@@ -9,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.errors import InvalidRequest
-from app.llama.grammar import ANNOTATIONS, HANDLED, from_schema, times
+from app.llama.expressions import times
+from app.llama.grammar import ANNOTATIONS, HANDLED, from_schema
 
 KEYWORDS = sorted({*HANDLED, *ANNOTATIONS, "not", "if", "uniqueItems", "multipleOf", "patternProperties"})
 VALUES = st.one_of(
