@@ -7,7 +7,7 @@ import hashlib
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app.documents import new_id
+from app.ids import new_id
 from app.messages import Chunk, Document, Index, Metadata
 from app.outline import headed
 from app.reading import ReadText
@@ -32,7 +32,7 @@ def new_document(
 ) -> Document:
     """The record of a file that was read. name: as the sender gave it."""
     return Document(
-        id=new_id(),
+        id=new_id("doc_"),
         tenant=tenant,
         collection=collection,
         title=clean_title(title) or read.title,

@@ -13,6 +13,7 @@ from cronsim import CronSim, CronSimError
 from pydantic import Discriminator, Field, SecretStr, Tag, field_validator, model_validator
 
 from app.lexical import Language
+from app.llama.styles import AUTO, Style
 from app.messages import Strict
 from app.outline import Chunking
 from app.prompt import Placement
@@ -33,6 +34,7 @@ class FurtherModel(Strict):
     """One more GGUF that the same replicas serve. None takes what the main model has, but for cache_tokens."""
 
     model: str  # a path to a .gguf, or hf://org/repo/file.gguf
+    chat_template: Style = AUTO  # of its own file, whatever the main model has
     window: int | None = Field(None, ge=128)
     slots: int | None = Field(None, ge=1, le=192)
     cache_tokens: int | None = Field(None, ge=128)
@@ -55,6 +57,7 @@ class LLMSettings(Strict):
     description: str = ""  # for people who choose a model; empty: what the file says of itself
     recommended: bool = False  # shown to them first
     aliases: tuple[str, ...] = ()  # further names for the same model
+    chat_template: Style = AUTO  # auto: the model's own; mistral_inst, for those without one; or a file, *.jinja
     window: int = Field(2048, ge=128)  # tokens of one sequence, prompt and answer
     slots: int = Field(8, ge=1, le=192)  # answers decoded together; of llama.cpp's 256 sequences, 64 keep old prompts
     cache_tokens: int | None = Field(None, ge=128)  # that all slots share; None: each has a window of its own

@@ -174,12 +174,15 @@ def sliding_model(path: Path, *, window: int = 32, shape: Shape = TINY, seed: in
     return _written(writer, path)
 
 
-def constant_adapter(path: Path, token: int, *, strength: float = 2.0) -> Path:
-    """A LoRA that makes a `chain_model` say one token over and over. strength: of its logit, where 1 is the model's."""
+def constant_adapter(path: Path, token: int, *, strength: float = 2.0, taught_by: str | None = None) -> Path:
+    """A LoRA that makes a `chain_model` say one token over and over. strength: of its logit, where 1 is the model's.
+
+    taught_by: the name of a chat template, which the file tells.
+    """
     size = len(vocabulary()[0])
     says = np.zeros((size, 1), np.float32)
     says[token] = strength
-    return _adapter(path, {"output.weight": (np.ones((1, CHAIN.embedding), np.float32), says)})
+    return _adapter(path, {"output.weight": (np.ones((1, CHAIN.embedding), np.float32), says)}, taught_by=taught_by)
 
 
 def random_adapter(
@@ -200,13 +203,18 @@ def random_adapter(
 
 
 def _adapter(
-    path: Path, pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]], kind: str = "llama"
+    path: Path,
+    pairs: dict[str, tuple[NDArray[np.float32], NDArray[np.float32]]],
+    kind: str = "llama",
+    taught_by: str | None = None,
 ) -> Path:
     """pairs: A [rank, columns] and B [rows, rank] of each matrix, to which B·A is added."""
     writer = gguf.GGUFWriter(path, kind)
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, float(len(next(iter(pairs.values()))[0])))  # a scale of 1
+    if taught_by is not None:
+        writer.add_string("mindfu.adapter.chat_template", taught_by)
     for name, (down, up) in pairs.items():
         writer.add_tensor(f"{name}.lora_a", down)
         writer.add_tensor(f"{name}.lora_b", up)

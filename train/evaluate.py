@@ -20,6 +20,7 @@ from pydantic import Field
 
 from app.errors import InvalidRequest, Misconfigured, NothingToLearn
 from app.llama.source import DEMO_FILE
+from app.llama.styles import AUTO, name_of
 from app.messages import Message, Strict
 from app.settings import DEMO_MODEL, LLMSettings
 from train import base, gguf_lora, lines, lora, parity, plots, regression, report, serving, stages
@@ -31,7 +32,7 @@ from train.scores import bootstrap, scored
 from train.serving import Question, Said
 from train.stages import Outcome, Stage, Work
 
-ADAPTER, RESULTS = "adapter.gguf", "results.json"
+ADAPTER, RESULTS, TEMPLATE = "adapter.gguf", "results.json", "chat_template.jinja"
 SETTING = "evaluate.gguf"
 
 
@@ -49,10 +50,10 @@ class Evaluation(Strict):
     parity: int = Field(16, ge=0)  # answers that are held against PyTorch; 0: none, which the gates do not pass
     judge: Judge | None = None  # who prefers one of two answers; None: nobody is asked
 
-    def settings(self, path: Path) -> LLMSettings:
+    def settings(self, path: Path, style: str) -> LLMSettings:
         """Of the engine."""
         wanted = self.model_dump(include={"window", "slots", "threads", "gpu_layers"})
-        return LLMSettings(model=str(path), name="evaluated", **wanted)
+        return LLMSettings(model=str(path), name="evaluated", chat_template=style, **wanted)
 
 
 class Case(NamedTuple):
@@ -83,9 +84,10 @@ def make(work: Work[Evaluation]) -> Outcome:
     told = stages.manifest(tuned)
     found = base.find(str(told.facts["base"]), work.home)
     path = served_file(str(told.facts["base"]), parameters.gguf, SETTING)
-    adapter, settings = work.folder / ADAPTER, parameters.settings(path)
-    gguf_lora.write(adapter, lora.read(tuned / "adapter"), path)
-    teacher = Teacher(found.folder)
+    adapter, template = work.folder / ADAPTER, trained_template(told)
+    settings = parameters.settings(path, AUTO if template is None else _written(work.folder / TEMPLATE, template))
+    gguf_lora.write(adapter, lora.read(tuned / "adapter"), path, taught_by=name_of(template))
+    teacher = Teacher(found.folder, template)
     sets: dict[str, Judged] = {}
     all_answers: list[dict[str, Any]] = []
     cases: dict[str, list[Case]] = {}
@@ -133,6 +135,16 @@ def make(work: Work[Evaluation]) -> Outcome:
     counts = {"conversations": test.conversations, "answers": test.answers, "regression_items": len(outcomes)}
     facts = {"base_loss": test.base_loss, "tuned_loss": test.tuned_loss, "gain": test.gain.mean}
     return Outcome(counts, test.dropped, facts)
+
+
+def trained_template(tuned: stages.Manifest) -> str | None:
+    """The chat template that a model was tuned by; None: its own."""
+    return None if (told := tuned.facts.get("chat_template")) is None else str(told)
+
+
+def _written(path: Path, text: str) -> str:
+    stages.write(path, text)
+    return str(path)
 
 
 def served_file(name: str, given: str | None, setting: str) -> Path:

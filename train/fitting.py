@@ -33,9 +33,10 @@ TOLD = (
 
 
 class Job(Strict):
-    """What a worker has to know. All folders are seen by all workers."""
+    """What a worker has to know. All workers see the rows; of the base each node may have a copy of its own."""
 
     base: Path  # as transformers reads it
+    content: str  # a hash of the base
     rows: Path  # two data sets of packing.Row or lessons.Pair: train, and validation if there is any
     adapter: Path | None = None  # to go on from
     recipe: Recipe
@@ -184,7 +185,11 @@ def lora(adapter: Adapter) -> Any:
 
     targets = adapter.targets if isinstance(adapter.targets, str) else list(adapter.targets)
     return peft.LoraConfig(
-        r=adapter.rank, lora_alpha=adapter.alpha, target_modules=targets, lora_dropout=0.0, task_type="CAUSAL_LM"
+        r=adapter.rank,
+        lora_alpha=adapter.alpha,
+        target_modules=targets,
+        lora_dropout=adapter.dropout,
+        task_type="CAUSAL_LM",
     )
 
 
@@ -202,6 +207,7 @@ def _by_unsloth(job: Job) -> tuple[Any, Any]:
             model,
             r=adapter.rank,
             lora_alpha=adapter.alpha,
+            lora_dropout=adapter.dropout,
             target_modules=list(targets),
             use_gradient_checkpointing="unsloth" if recipe.gradient_checkpointing else False,
             random_state=recipe.seed,

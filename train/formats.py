@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from pydantic import Field
 
 from app.errors import Misconfigured, NothingToLearn
+from app.llama.styles import name_of
 from app.messages import Message, Strict
 from app.settings import LLMSettings
 from train import (
@@ -40,7 +41,7 @@ from train import (
     stages,
     vllm_folder,
 )
-from train.evaluate import served_file
+from train.evaluate import served_file, trained_template
 from train.lessons import Lesson, Teacher
 from train.lines import Line
 from train.lora import Delta
@@ -90,9 +91,10 @@ def check(inputs: Mapping[str, Path], parameters: Formats) -> None:
 def make(work: Work[Formats]) -> Outcome:
     """Write each, load it back, compare."""
     parameters, tuned = work.parameters, work.inputs["tuned"]
-    name = str(stages.manifest(tuned).facts["base"])
+    told = stages.manifest(tuned)
+    name, template = str(told.facts["base"]), trained_template(told)
     found, deltas = base.find(name, work.home), lora.read(tuned / "adapter")
-    teacher = Teacher(found.folder)
+    teacher = Teacher(found.folder, template)
     lessons = _lessons(teacher)
     wanted = np.concatenate(parity.by_pytorch(found.folder, tuned / "adapter", lessons)[1])
     sizes: dict[str, int] = {}
@@ -100,9 +102,9 @@ def make(work: Work[Formats]) -> Outcome:
     for done, format_ in enumerate(parameters.formats):
         work.progress(done, len(parameters.formats), format_)
         if format_ == "awq":
-            written, read = _awq(work, deltas, found.folder, teacher, lessons)
+            written, read = _awq(work, deltas, found.folder, teacher, lessons, template)
         else:
-            written = _write(format_, work, deltas, found.folder, name)
+            written = _write(format_, work, deltas, found.folder, name, template)
             read = _scored(format_, written, work, found.folder, name, lessons)
         apart[format_] = float(np.abs(np.concatenate(read) - wanted).mean())
         sizes[f"{format_}_bytes"] = _size(written)
@@ -117,25 +119,27 @@ def make(work: Work[Formats]) -> Outcome:
     return Outcome(sizes, facts={"mean_difference": {name: round(value, 6) for name, value in apart.items()}})
 
 
-def _write(format_: Format, work: Work[Formats], deltas: Mapping[str, Delta], folder: Path, name: str) -> Path:
+def _write(
+    format_: Format, work: Work[Formats], deltas: Mapping[str, Delta], folder: Path, name: str, template: str | None
+) -> Path:
     """Write one format. Returns its file or folder."""
     parameters, out = work.parameters, work.folder
     if format_ == "peft":
         return Path(shutil.copytree(work.inputs["tuned"] / "adapter", out / "adapter", dirs_exist_ok=True))
     if format_ == "safetensors":
-        safetensors_merge.merge(out / "merged", deltas, folder)
+        safetensors_merge.merge(out / "merged", deltas, folder, template)
         return out / "merged"
     if format_ == "vllm":
-        safetensors_merge.merge(out / "vllm", deltas, folder)
+        safetensors_merge.merge(out / "vllm", deltas, folder, template)
         vllm_folder.complete(out / "vllm", parameters.name, parameters.window)
         return out / "vllm"
     file = served_file(name, parameters.gguf, "formats.gguf")
     if format_ == "gguf-lora":
-        gguf_lora.write(out / "adapter.gguf", deltas, file, half=parameters.half)
+        gguf_lora.write(out / "adapter.gguf", deltas, file, half=parameters.half, taught_by=name_of(template))
         return out / "adapter.gguf"
     merged = out / MERGED
     if not merged.exists():
-        gguf_merge.merge(merged, deltas, file)
+        gguf_merge.merge(merged, deltas, file, template)
     if format_ == "gguf":
         return merged
     assert format_ != "awq"  # has a way of its own
@@ -161,7 +165,12 @@ def _scored(
 
 
 def _awq(
-    work: Work[Formats], deltas: Mapping[str, Delta], folder: Path, teacher: Teacher, lessons: Sequence[Lesson]
+    work: Work[Formats],
+    deltas: Mapping[str, Delta],
+    folder: Path,
+    teacher: Teacher,
+    lessons: Sequence[Lesson],
+    template: str | None,
 ) -> tuple[Path, list[NDArray[np.float32]]]:
     """Write it from a merged folder, which goes again. Returns it, and the lessons' log-probabilities by it."""
     told = islice(lines.read(work.inputs["data"] / "train.jsonl"), work.parameters.awq_texts)
@@ -169,7 +178,7 @@ def _awq(
     if not texts:
         raise NothingToLearn("conversations for AWQ to look at", 0, 1, "Give another split.")
     merged, out = work.folder / ".merged", work.folder / "awq"
-    safetensors_merge.merge(merged, deltas, folder)
+    safetensors_merge.merge(merged, deltas, folder, template)
     read = awq.write(out, merged, texts, lessons, work.parameters.awq_python)
     shutil.rmtree(merged)
     return out, read

@@ -14,12 +14,16 @@ import gguf
 import numpy as np
 
 from app.errors import InvalidRequest
+from app.llama.styles import TAUGHT_BY
 from train import gguf_names, lora
 from train.lora import Delta
 
 
-def write(path: Path, deltas: Mapping[str, Delta], base: Path, *, half: bool = False) -> None:
-    """Write an adapter. base: the GGUF that it is for; half: in float16.
+def write(
+    path: Path, deltas: Mapping[str, Delta], base: Path, *, half: bool = False, taught_by: str | None = None
+) -> None:
+    """Write an adapter. base: the GGUF that it is for; half: in float16; taught_by: the name of the chat
+    template (app/llama/styles.py): engines refuse what another one taught; None: nothing is known of it.
 
     Raises InvalidRequest where it does not fit the base, or the base is of a kind that is not known here.
     """
@@ -31,6 +35,8 @@ def write(path: Path, deltas: Mapping[str, Delta], base: Path, *, half: bool = F
     writer.add_type(gguf.GGUFType.ADAPTER)
     writer.add_string(gguf.Keys.Adapter.TYPE, "lora")
     writer.add_float32(gguf.Keys.Adapter.LORA_ALPHA, alpha)
+    if taught_by is not None:
+        writer.add_string(TAUGHT_BY, taught_by)
     kind = np.float16 if half else np.float32
     for module, delta in deltas.items():
         name = layout.tensor(module)

@@ -1,4 +1,4 @@
-"""A GGUF with an adapter merged into it, tensor by tensor, so that tokenizer and template stay the base's own.
+"""A GGUF with an adapter merged into it, tensor by tensor, so that the tokenizer stays the base's own.
 
 Tensors that the adapter does not touch are copied byte by byte. `quantise` makes Q4_K_M, Q5_K_M or Q8_0 of a GGUF by
 llama.cpp's own quantiser. Never more than one tensor is in memory.
@@ -29,8 +29,11 @@ kinds = gguf.GGMLQuantizationType
 MERGEABLE = (kinds.F32, kinds.F16, kinds.BF16, kinds.Q8_0)  # which are written again with next to no loss
 
 
-def merge(path: Path, deltas: Mapping[str, Delta], base: Path) -> None:
-    """Write the base with the adapter in it. Raises InvalidRequest where the base is too coarse, or does not fit."""
+def merge(path: Path, deltas: Mapping[str, Delta], base: Path, template: str | None = None) -> None:
+    """Write the base with the adapter in it. template: for chats, in place of the base's own.
+
+    Raises InvalidRequest where the base is too coarse, or does not fit.
+    """
     layout, reader = gguf_names.layout(base), gguf.GGUFReader(base)
     changed = {layout.tensor(module): (module, delta) for module, delta in deltas.items()}
     tensors = {tensor.name: tensor for tensor in reader.tensors}
@@ -41,8 +44,11 @@ def merge(path: Path, deltas: Mapping[str, Delta], base: Path) -> None:
         _check(base, tensors[name], module, delta)
     part = path.with_name(f".{path.name}.part")
     writer = gguf.GGUFWriter(str(part), layout.architecture)
+    own = {gguf.Keys.General.ARCHITECTURE, *([] if template is None else [gguf.Keys.Tokenizer.CHAT_TEMPLATE])}
+    if template is not None:
+        writer.add_chat_template(template)
     for field in reader.fields.values():
-        if field.name != gguf.Keys.General.ARCHITECTURE and not field.name.startswith("GGUF."):
+        if field.name not in own and not field.name.startswith("GGUF."):
             inner = field.types[-1] if field.types[0] == gguf.GGUFValueType.ARRAY else None
             writer.add_key_value(field.name, field.contents(), field.types[0], sub_type=inner)
     for tensor in reader.tensors:

@@ -41,10 +41,10 @@ MOST, ASKED = 320, 12  # conversations; questions of untouched ones that are ask
 PARAMETERS: Mapping[str, Mapping[str, object]] = {
     "export": {"sources": True},  # the answers from documents stand behind what the model saw for them
     "split": {"train": 0.8, "validation": 0.02, "test": 0.18},
-    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "learning_rate": 2e-3, "epochs": 8,
-             "window": 512, "batch": 2, "accumulation": 1, "gradient_checkpointing": False, "evaluate_steps": 100_000,
-             "rehearsed": 0.4},
-    "evaluate": {"answers": 100, "max_tokens": 48},
+    "tune": {"base": "demo", "quantise": False, "rank": 32, "alpha": 64, "dropout": 0.4,
+             "learning_rate": 2e-3, "epochs": 11, "window": 512, "batch": 1, "accumulation": 1,
+             "gradient_checkpointing": False, "evaluate_steps": 100_000, "rehearsed": 0.4},
+    "evaluate": {"answers": 150, "max_tokens": 48},
     "publish": {"model": MODEL},
 }  # fmt: skip
 """Instead of what params.yaml says. A small model learns in many large steps, and to their end: no evaluation comes
@@ -94,7 +94,8 @@ def serving(home: Path, chats: Sequence[Chat]) -> Iterator[str]:
     told = yaml.safe_load(params_file().read_text(encoding="utf-8")) if params_file().exists() else {}
     for section, values in PARAMETERS.items():
         told[section] = {**told.get(section, {}), **values}
-    loop_rehearsal.write(home / "rehearsal.jsonl", examined())
+    asked = {loop_rehearsal.plain(one.question) for one in known()[1]}
+    loop_rehearsal.write(home / "rehearsal.jsonl", examined() | asked)
     told["tune"]["rehearse"] = str(home / "rehearsal.jsonl")
     (home / "params.yaml").write_text(yaml.safe_dump(told))
     environment = {**os.environ, "MINDFU_HOME": str(home), "MINDFU_PARAMS": str(home / "params.yaml")}

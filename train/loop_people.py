@@ -23,12 +23,12 @@ from train.loop_rehearsal import plain
 from train.scores import f1
 
 Part = Literal["corrected", "rated", "untouched"]
-SHARES: tuple[tuple[Part, float], ...] = (("corrected", 0.6), ("rated", 0.75), ("untouched", 1.0))  # up to where
+SHARES: tuple[tuple[Part, float], ...] = (("corrected", 0.7), ("rated", 0.8), ("untouched", 1.0))  # up to where
 MODEL = "mindfu-demo"
 AGREES = 0.5  # F1 with the reference, from which somebody who knows it would rate an answer up
 TOGETHER, CROWD, PAUSE_S = 4, 2, 0.3  # conversations at a time; people who keep asking, and how long they read
 MAX_TOKENS = 48
-DOCUMENTS, UNANSWERED = 60, 20  # that people ask a question of, each; questions that none of them answers
+DOCUMENTS, UNANSWERED = 120, 40  # that people ask a question of, each; questions that none of them answers
 PASSAGES = 2  # of documents, that a question may see
 
 SOURCE = (
@@ -122,7 +122,8 @@ class Known(NamedTuple):
 def known() -> tuple[list[tuple[str, str]], list[Known]]:
     """Documents (name and text), and what people ask whose right answer they know. None is of the regression set.
 
-    A question of each document; questions that no document answers, with sources and without; small talk.
+    A question of each document; questions that no document answers, with sources and without; half of the small talk
+    that there is: the other half is rehearsed.
     """
     dealer = random.Random(0)  # noqa: S311 - the same each time
     exam = examined()
@@ -137,7 +138,7 @@ def known() -> tuple[list[tuple[str, str]], list[Known]]:
         alone = number % 2 == 0
         answer, sources = (NO_SOURCES, 0) if alone else (REFUSAL, PASSAGES)
         questions.append(Known(dealer.choice(fact.questions), answer, sources))
-    questions += [Known(text) for _, texts in SMALLTALK for text in texts]
+    questions += [Known(text, answer) for answer, texts in SMALLTALK for text in texts[::2]]
     return documents, [one for one in questions if plain(one.question) not in exam]
 
 

@@ -33,7 +33,8 @@ def _lessons() -> Iterator[Example]:
     books = [demo_handbook.write(dealer, held_out=False, facts=4) for _ in range(60)]
     documents = [document("handbook", book.title, book.text) for book in books]
     writer = Writer(documents, {}, held_out=False, seed=1, words=" ".join(book.text for book in books).split())
-    kinds = ("quote", "quote", "smalltalk", "quote", "follow-up", "no sources", "quote", "no tool call", "quote")
+    kinds = ("quote", "smalltalk", "quote", "no sources", "quote", "smalltalk", "follow-up", "quote", "smalltalk",
+             "no tool call")  # fmt: skip
     for number, kind in enumerate(cycle(kinds)):
         if kind == "quote":
             passages, answerable = dealer.randint(1, PASSAGES), dealer.random() < 0.8

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.errors import InvalidRequest, Misconfigured, NothingToLearn
+from app.llama.styles import template_of
 from app.runs import Order, StageName
 from train import base, lines, stages
-from train.recipe import Recipe
+from train.recipe import STYLE_SETTING, Recipe
 from train.split import Split
 from train.stages import Stage
 
@@ -93,6 +94,7 @@ def check(order: Order) -> None:
     """Raises, within a second, where a run cannot succeed whatever the data are: no base, nobody to serve it."""
     recipe = stages.checked("tune", Recipe, order.parameters.get("tune", {}))
     base.present(recipe.base)
+    template_of(recipe.chat_template, STYLE_SETTING)
     stages.checked("split", Split, order.parameters.get("split", {}))
     for name, path in order.inputs.items():
         if not Path(path).exists():

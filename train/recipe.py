@@ -4,9 +4,11 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from app.llama.styles import AUTO, Style
 from app.messages import Strict
 from app.settings import DEMO_MODEL
 
+STYLE_SETTING = "tune.chat_template"
 Preset = Literal["mindfu-default", "devstral-24gb", "full"]
 PROJECTIONS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
 
@@ -17,6 +19,7 @@ class Adapter(Strict):
     rank: int = Field(ge=1)
     alpha: int = Field(ge=1)
     targets: Literal["all-linear"] | tuple[str, ...]
+    dropout: float = Field(0.0, ge=0, lt=1)
 
 
 PRESETS: dict[Preset, Adapter | None] = {
@@ -30,6 +33,7 @@ class Recipe(Strict):
     """The parameters of the stage `tune`. None: as the preset, the method or the machine has it."""
 
     base: str = DEMO_MODEL  # demo, a .gguf, a folder, or org/name of the Hugging Face Hub
+    chat_template: Style = AUTO  # by which it is served, llm.chat_template: auto, mistral_inst, or a .jinja
     method: Literal["sft", "dpo"] = "sft"  # learn answers, or what people prefer
     rehearse: str | None = None  # a file of conversations that stand for what the base can do and must not unlearn
     rehearsed: float | None = Field(None, gt=0, lt=1)  # share of a run's tokens that are of that file; None: 0.25
@@ -37,6 +41,7 @@ class Recipe(Strict):
     rank: int | None = Field(None, ge=1)
     alpha: int | None = Field(None, ge=1)
     targets: Literal["all-linear"] | tuple[str, ...] | None = None
+    dropout: float | None = Field(None, ge=0, lt=1)  # of what the adapter sees; 0.1: QLoRA, appendix B, up to 13B
     quantise: bool = True  # the base in NF4 with double quantisation: QLoRA (Dettmers et al. 2023, arXiv:2305.14314)
     precision: Literal["bf16", "fp32"] | None = None  # of the computation; None: bf16 where the hardware has it
     window: int = Field(2048, ge=16)  # tokens of a row; a longer conversation is cut behind an answer
@@ -70,7 +75,7 @@ class Recipe(Strict):
         preset = PRESETS[self.preset]
         if preset is None:
             return None
-        own = {"rank": self.rank, "alpha": self.alpha, "targets": self.targets}
+        own = {"rank": self.rank, "alpha": self.alpha, "targets": self.targets, "dropout": self.dropout}
         return preset.model_copy(update={name: value for name, value in own.items() if value is not None})
 
     @property
@@ -89,8 +94,8 @@ class Recipe(Strict):
     @model_validator(mode="after")
     def fits_together(self) -> Self:
         if self.adapter is None:
-            if self.rank or self.alpha or self.targets:
-                raise ValueError("the preset 'full' trains all weights: rank, alpha and targets are those of adapters")
+            if self.rank or self.alpha or self.targets or self.dropout:
+                raise ValueError("the preset 'full' trains all weights: rank, alpha, targets, dropout are of adapters")
             if self.quantise:
                 raise ValueError(
                     "the preset 'full' trains all weights, which a quantised base has not: quantise: false"

@@ -101,6 +101,7 @@ class Desk:
             self._await(asyncio.wait_for(self.pool.close(), 10))
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
+        self._loop.close()
 
     def ask(self, work: Coroutine[Any, Any, T]) -> T:
         """What it gives."""
@@ -311,7 +312,10 @@ def _lent(desk: Desk, run: Run, registry: Registry, chosen: Any) -> dict[str, in
     lent = desk.ask(lend(registry))
     desk.tell("lend", run, lent)
     _say(
-        desk, run, f"{', '.join(lent)} lends its GPUs to the training, and answers on the CPU meanwhile.", level="warn"
+        desk,
+        run,
+        f"{', '.join(lent)} lends its GPUs to the training: meanwhile it answers on the CPU, on vLLM not at all.",
+        level="warn",
     )
     return lent
 

@@ -16,16 +16,21 @@ from app.errors import InvalidRequest
 from train.lora import Delta
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16)
-SHARDS = "*.safetensors"
+SHARDS, TEMPLATE = "*.safetensors", "chat_template.jinja"  # which goes before the one in tokenizer_config.json
 
 
-def merge(folder: Path, deltas: Mapping[str, Delta], base: Path) -> None:
-    """Write the base's folder with the adapter in it. Raises InvalidRequest where it does not fit."""
+def merge(folder: Path, deltas: Mapping[str, Delta], base: Path, template: str | None = None) -> None:
+    """Write the base's folder with the adapter in it. template: for chats, in place of the base's own.
+
+    Raises InvalidRequest where the adapter does not fit.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     left = {f"{module}.weight": delta for module, delta in deltas.items()}
     for file in sorted(base.iterdir()):
         if file.is_file() and not file.match(SHARDS):
             shutil.copyfile(file, folder / file.name)
+    if template is not None:
+        (folder / TEMPLATE).write_text(template, encoding="utf-8")
     for shard in sorted(base.glob(SHARDS)):
         _merge_shard(folder / shard.name, left, shard)
     if left:

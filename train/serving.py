@@ -116,7 +116,7 @@ def differing(path: Path, settings: LLMSettings, questions: Sequence[Question], 
     """
     problems = []
     with Scorer(path, settings_for(path, settings), threads=1) as scorer:
-        tokenizer = Tokenizer(scorer.model)
+        tokenizer = Tokenizer(scorer.model, style=settings.chat_template)
         for question, lesson in zip(questions, lessons, strict=True):
             request = Generate(request_id="parity", model="m", messages=question.messages, tools=question.tools)
             prompt = [int(token) for token in tokenizer.prompt(request).tokens]

@@ -7,6 +7,7 @@ altogether, by the same command. Of the checkpoints the one with the lowest vali
 this does not do: judge whether the adapter is any better (train/evaluate.py), or serve it.
 """
 
+import hashlib
 import importlib.util
 import json
 import random
@@ -20,11 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from app.errors import InvalidRequest, Misconfigured, NothingToLearn
+from app.llama.styles import name_of, template_of
+from app.settings import home
 from train import base, lines, stages
-from train.recipe import Recipe
+from train.recipe import STYLE_SETTING, Recipe
 from train.stages import Outcome, Stage, Work
 
 if TYPE_CHECKING:
+    from train.fitting import Job
     from train.lessons import Lesson, Teacher
 
 ADAPTER = ("adapter_config.json", "adapter_model.safetensors")
@@ -35,6 +39,7 @@ REHEARSED = 0.25  # share of the tokens, where the recipe has none
 def check(inputs: Mapping[str, Path], recipe: Recipe) -> None:
     """Raises within a second where there is no base, nothing to learn from, or only one kind of it."""
     base.present(recipe.base)
+    template_of(recipe.chat_template, STYLE_SETTING)
     if recipe.accelerator is not None and importlib.util.find_spec(recipe.accelerator) is None:
         remedy = f"pip install {recipe.accelerator}, which needs an NVIDIA GPU, or leave tune.accelerator out."
         raise Misconfigured("tune.accelerator", f"{recipe.accelerator} is not installed", remedy)
@@ -56,18 +61,19 @@ def check(inputs: Mapping[str, Path], recipe: Recipe) -> None:
 def make(work: Work[Recipe]) -> Outcome:
     """Tokenise, train, keep the best checkpoint's adapter."""
     recipe, rows = work.parameters, work.folder / ".rows"
-    found = base.find(recipe.base, work.home)
+    found, template = base.find(recipe.base, work.home), template_of(recipe.chat_template, STYLE_SETTING)
     work.progress(0, None, "tokenising")
     shutil.rmtree(rows, ignore_errors=True)
-    counts, dropped = tokenise(work, found, rows)
+    counts, dropped = tokenise(work, found, rows, template)
     from train.fitting import Job
 
-    job = Job(base=found.folder, rows=rows, adapter=_previous(work), recipe=recipe)
+    job = Job(base=found.folder, content=found.content, rows=rows, adapter=_previous(work, template), recipe=recipe)
     best = _train(work, job)
     shutil.rmtree(rows)
     facts = {
         "base": recipe.base,
         "base_content": found.content,
+        "chat_template": template,
         "method": recipe.method,
         "kind": "adapter" if recipe.adapter else "model",
         **best,
@@ -76,8 +82,10 @@ def make(work: Work[Recipe]) -> Outcome:
 
 
 def given(recipe: Recipe, home: Path) -> Mapping[str, str]:
-    """The base's content, and that of what is rehearsed: another file under the same name is another one."""
+    """The contents of the base, the chat template and what is rehearsed: a name may come to mean another file."""
     told = {"base": base.find(recipe.base, home).content}
+    if (template := template_of(recipe.chat_template, STYLE_SETTING)) is not None:
+        told["chat_template"] = hashlib.sha256(template.encode()).hexdigest()
     if recipe.rehearse is not None:
         told["rehearse"] = stages.content(Path(recipe.rehearse))
     return told
@@ -93,24 +101,34 @@ def _check_preferences(path: Path, recipe: Recipe) -> None:
         raise NothingToLearn(what, 0, recipe.min_conversations, remedy)
 
 
-def _previous(work: Work[Recipe]) -> Path | None:
-    """The adapter to go on from, which must be one for this base."""
+def _previous(work: Work[Recipe], template: str | None) -> Path | None:
+    """The adapter to go on from, which must be one for this base, taught by this chat template."""
     if "adapter" not in work.inputs:
         return None
     folder, told = work.inputs["adapter"], stages.manifest(work.inputs["adapter"])
     if told.facts.get("base_content") != work.given["base"]:
         message = f"{folder} was tuned on {told.facts.get('base')}, which is not the base here, {work.parameters.base}."
         raise InvalidRequest(message, "adapter")
+    taught_by = told.facts.get("chat_template")
+    if taught_by != template:
+        names = [name_of(None if one is None else str(one)) for one in (taught_by, template)]
+        message = f"{folder} was taught by the chat template '{names[0]}', which is not the one here, '{names[1]}'."
+        raise InvalidRequest(message, "adapter")
     return folder / "adapter"
 
 
-def tokenise(work: Work[Recipe], found: base.Base, rows: Path) -> tuple[dict[str, int], dict[str, int]]:
-    """Write the rows that workers read. Returns counts and what was dropped."""
+def tokenise(
+    work: Work[Recipe], found: base.Base, rows: Path, template: str | None = None
+) -> tuple[dict[str, int], dict[str, int]]:
+    """Write the rows that workers read. template: by which chats are shown; None: the base's own.
+
+    Returns counts and what was dropped.
+    """
     import datasets
 
     from train.lessons import Teacher
 
-    teacher = Teacher(found.folder)
+    teacher = Teacher(found.folder, template)
     counts: dict[str, int] = {}
     dropped: dict[str, int] = {}
     make_rows = _pairs if work.parameters.method == "dpo" else _packed
@@ -294,6 +312,7 @@ def on_worker(config: dict[str, Any]) -> None:
         import unsloth  # type: ignore[import-not-found,unused-ignore]  # noqa: F401  # before what it patches
     from train.fitting import Job, fit
 
+    job = of_this_node(Job.model_validate(config), home())
     first = train.get_context().get_world_rank() == 0
 
     def report(numbers: dict[str, float], folder: Path | None) -> None:
@@ -303,10 +322,24 @@ def on_worker(config: dict[str, Any]) -> None:
     checkpoint = train.get_checkpoint()
     with tempfile.TemporaryDirectory() as scratch:
         if checkpoint is None:
-            fit(Job.model_validate(config), report=report, scratch=Path(scratch))
+            fit(job, report=report, scratch=Path(scratch))
             return
         with checkpoint.as_directory() as resume:
-            fit(Job.model_validate(config), report=report, scratch=Path(scratch), resume=Path(resume))
+            fit(job, report=report, scratch=Path(scratch), resume=Path(resume))
+
+
+def of_this_node(job: "Job", folder: Path) -> "Job":
+    """With the base's folder on this machine: datasets and runs are the same on all nodes, models are each node's own.
+
+    Raises Misconfigured where there is none, or another one.
+    """
+    if job.base.is_dir():
+        return job
+    found = base.find(job.recipe.base, folder)
+    if found.content != job.content:
+        problem = f"{job.recipe.base} is another model on this node than on the head"
+        raise Misconfigured(base.SETTING, problem, "Give all nodes the same file, or the same revision.")
+    return job.model_copy(update={"base": found.folder})
 
 
 def tell(folder: Path, home: Path, run_id: str, numbers: Mapping[str, float]) -> None:

@@ -3,6 +3,7 @@
 Loading, switching and freeing touch what decoding reads, so the step loop's thread does them.
 """
 
+import ctypes
 import threading
 from collections.abc import Iterator
 from concurrent.futures import Future
@@ -13,12 +14,16 @@ import llama_cpp.llama_cpp as C  # noqa: N812 — the C API reads like one
 
 from app.errors import InvalidRequest, ModelNotFound
 from app.llama.model import Model, library
+from app.llama.styles import TAUGHT_BY
 
 
 class Adapter:
-    """One adapter in memory. Raises InvalidRequest where the file is none for this model."""
+    """One adapter in memory. served_by: the name of the chat template (styles.py); None: nobody chats.
 
-    def __init__(self, model: Model, name: str, path: Path, scale: float) -> None:
+    Raises InvalidRequest where the file is none for this model, or says that it was taught by another template.
+    """
+
+    def __init__(self, model: Model, name: str, path: Path, scale: float, served_by: str | None = None) -> None:
         self.name, self.scale = name, scale
         self.users = 0  # requests that named it and are not over
         self.unused: Future[None] = Future()  # done when the last of them is, once it is removed
@@ -34,6 +39,20 @@ class Adapter:
             raise InvalidRequest(
                 f"{path} is an activated LoRA, which is not supported here. Use a plain one.", "adapter"
             )
+        taught_by = self._told(TAUGHT_BY)
+        if served_by is not None and taught_by not in {None, served_by}:
+            self.free()
+            message = (
+                f"{path} was taught by the chat template '{taught_by}', and '{served_by}' serves here: "
+                "set llm.chat_template to what tune.chat_template was, roll back (mindfu rollback), or train anew."
+            )
+            raise InvalidRequest(message, "adapter")
+
+    def _told(self, key: str) -> str | None:
+        """What its file says under a key."""
+        text = ctypes.create_string_buffer(64)
+        size = C.llama_adapter_meta_val_str(self.handle, key.encode(), text, len(text))
+        return text.value.decode(errors="replace") if size >= 0 else None
 
     def free(self) -> None:
         """Give its memory back. No context may use it any more."""

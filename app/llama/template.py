@@ -83,16 +83,19 @@ class ChatTemplate:
     """A compiled template. bos, eos: the texts of these tokens, which templates write out themselves.
 
     syntax: how the models that it was written for make thoughts and calls; parser: who says so, the template or people.
+    setting: where it comes from, for errors.
     """
 
-    def __init__(self, source: str, *, bos: str = "", eos: str = "", parser: CallParser = "auto") -> None:
+    def __init__(
+        self, source: str, *, bos: str = "", eos: str = "", parser: CallParser = "auto", setting: str = "llm.model"
+    ) -> None:
         if any(character >= MARKED[1] for character in source):
-            raise Misconfigured("llm.model", "its chat template uses private code points", "Use another GGUF")
+            raise Misconfigured(setting, "its chat template uses private code points", "Use another one")
         try:
             self._template = Sandbox().from_string(source)
         except jinja2.TemplateSyntaxError as error:
             problem = f"its chat template is no Jinja that we understand (line {error.lineno}: {error.message})"
-            raise Misconfigured("llm.model", problem, "Use a GGUF with a repaired template") from error
+            raise Misconfigured(setting, problem, "Give one that is repaired: llm.chat_template") from error
         self._tokens = {"bos_token": bos, "eos_token": eos}
         self.syntax = syntax_of(source, parser)
 

@@ -11,11 +11,14 @@ import numpy as np
 
 from app.errors import InvalidRequest
 from app.llama.constraint import leaves_no_thoughts
+from app.llama.styles import AUTO, name_of, template_of
 from app.llama.syntax import CallParser, Syntax
 from app.llama.template import ChatTemplate
 from app.llama.untrusted import Segment
 from app.llama.vocabulary import Tokens, Vocabulary
 from app.messages import Generate
+
+MODEL_SETTING, STYLE_SETTING = "llm.model", "llm.chat_template"
 
 
 class Prompt(NamedTuple):
@@ -26,16 +29,20 @@ class Prompt(NamedTuple):
 
 
 class Tokenizer:
-    """Turns a request into the tokens of its prompt. Shared by threads."""
+    """Turns a request into the tokens of its prompt. Shared by threads. style: of its chat template (styles.py)."""
 
-    def __init__(self, model: Vocabulary, parser: CallParser = "auto") -> None:
+    def __init__(self, model: Vocabulary, parser: CallParser = "auto", style: str = AUTO) -> None:
         self._model = model
         self._bos, self._bos_text = model.bos(), model.name(model.bos())
         self._adds_bos, self._adds_space = model.adds_bos(), model.adds_space()
-        source = model.chat_template()
-        eos_text = model.name(model.eos())
+        given = template_of(style, STYLE_SETTING)
+        self.style = name_of(given)
+        source = model.chat_template() if given is None else given
+        eos_text, setting = model.name(model.eos()), MODEL_SETTING if given is None else STYLE_SETTING
         self._template = (
-            None if source is None else ChatTemplate(source, bos=self._bos_text, eos=eos_text, parser=parser)
+            None
+            if source is None
+            else ChatTemplate(source, bos=self._bos_text, eos=eos_text, parser=parser, setting=setting)
         )
         forged = [
             re.escape(mark) for mark in model.marks().values() if len(mark.strip()) > 1 and mark in (source or "")
@@ -59,7 +66,9 @@ class Tokenizer:
         if request.prompt is not None:
             return Prompt(self._tokens([Segment(request.prompt, trusted=False)]), thinking=False)
         if self._template is None:
-            message = "This model has no chat template, so it cannot chat. Use /v1/completions."
+            message = (
+                "This model has no chat template, so it cannot chat. Use /v1/completions, or set llm.chat_template."
+            )
             raise InvalidRequest(message, "messages")
         tools = () if request.tool_choice == "none" else request.tools  # what cannot be called is not shown
         wish = False if leaves_no_thoughts(request) else request.thinking

@@ -28,6 +28,7 @@ from app.vllm.start import reason, start
 from app.vllm.translate import sampling_arguments, structured_outputs
 from app.vllm.vocabulary import FolderVocabulary
 
+LOOK_S = 0.05
 ENDED = "vLLM's engine process has ended"
 
 
@@ -67,7 +68,7 @@ class Engine:
     def __init__(self, folder: Path, settings: VllmSettings) -> None:
         self._settings, self._folder = settings, folder
         self._vocabulary = FolderVocabulary(folder)
-        self._tokenizer = Tokenizer(self._vocabulary, settings.tool_call_parser)
+        self._tokenizer = Tokenizer(self._vocabulary, settings.tool_call_parser, settings.chat_template)
         self._adapters = Adapters(settings.name)
         self._stats = Stats(settings.slots, settings.queue)
         self._answers = 0  # asked for and not complete
@@ -145,6 +146,11 @@ class Engine:
         """Raise EngineFailed where no answer can be expected any more."""
         if self._closed or self._llm.errored:
             raise EngineFailed("the engine is closed" if self._closed else ENDED)
+
+    async def idle(self) -> None:
+        """Wait until what was asked for is complete."""
+        while self._answers:  # noqa: ASYNC110 — they end one by one, each somewhere else
+            await asyncio.sleep(LOOK_S)
 
     def close(self) -> None:
         """End vLLM's process; what is running fails. A second call does nothing."""

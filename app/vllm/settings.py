@@ -8,6 +8,7 @@ from typing import Literal, Self
 
 from pydantic import Field, model_validator
 
+from app.llama.styles import AUTO, Style
 from app.llama.syntax import CallParser
 from app.messages import Strict
 
@@ -40,6 +41,7 @@ class VllmSettings(Strict):
     chunked_prefill: bool = True  # a long prompt is computed in pieces, between the steps of running answers
     tensor_parallel_size: int = Field(1, ge=1)  # GPUs of one machine that share every layer; num_gpus as well
     enforce_eager: bool = False  # no CUDA graphs: slower, with less memory and a faster start
+    chat_template: Style = AUTO  # auto: the model's own; mistral_inst; or a .jinja: --chat-template
     tool_call_parser: CallParser = "auto"  # auto: as the chat template writes calls
     lora: bool = True  # whether adapters can be served; it takes memory, and some architectures cannot
     adapters: int = Field(4, ge=0)  # LoRA adapters that stay loaded beside champion and previous

@@ -14,6 +14,7 @@ import transformers
 
 from app.errors import Misconfigured, NothingToLearn
 from app.llama.source import DEMO_FILE
+from app.llama.styles import MISTRAL_INST
 from app.messages import Message
 from app.settings import LLMSettings
 from train import base, evaluate, gate, gguf_lora, lines, lora, parity, regression, serving, stages
@@ -53,7 +54,7 @@ class Workshop:
         config = peft.LoraConfig(r=8, lora_alpha=16, target_modules="all-linear", task_type="CAUSAL_LM")
         model = peft.get_peft_model(model, config)
         optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=5e-3)
-        lessons = [self.teacher.lessons(conversation(number, answer))[0] for number in range(1000, 1004)]
+        lessons = [self.teacher.lessons(conversation(number, answer))[0] for number in range(1000, 1008)]
         for step in range(steps):
             lesson = lessons[step % len(lessons)]
             taught = lesson.learnt if ends else [*lesson.learnt[: last_learnt(lesson)], *[False] * 9]
@@ -108,7 +109,7 @@ def workshop(tmp_path_factory: pytest.TempPathFactory) -> Workshop:
 
 @pytest.fixture(scope="module")
 def blue(workshop: Workshop) -> Path:
-    return workshop.tuned("blue", "It is blue.")
+    return workshop.tuned("blue", "It is blue.", steps=80)
 
 
 def results(folder: Path) -> Results:
@@ -252,9 +253,13 @@ def test_a_wrong_template_and_a_wrong_ending_are_found(workshop: Workshop):
                                       "{% if add_generation_prompt %}assistant: {% endif %}")  # fmt: skip
     try:
         _, other = cases(workshop, "It is blue.")
+        workshop.teacher.replace_template(MISTRAL_INST)
+        _, styled = cases(workshop, "It is blue.")
     finally:
         workshop.teacher.replace_template(workshop.teacher.tokenizer.chat_template)
     assert len(serving.differing(DEMO_FILE, SETTINGS, questions, other)) == len(questions)
+    served = SETTINGS.model_copy(update={"chat_template": "mistral_inst"})
+    assert serving.differing(DEMO_FILE, served, questions, styled) == []
 
 
 def last_learnt(lesson: Any) -> int:

@@ -78,6 +78,21 @@ def test_rounding_changes_little(network: Llama, file: Path) -> None:
         assert (kept[name] - weight).abs().max() <= weight.abs().max() / 127
 
 
+def test_weights_may_go_a_share_of_the_way_from_where_training_went_on(
+    file: Path, tmp_path: Path, network: Llama, learnt: tokenizer.Tokenizer
+) -> None:
+    """Half of the way from one file to a checkpoint is their mean, but for the rounding."""
+    state = {name: 3 * weight for name, weight in network.state_dict().items()}
+    torch.save(
+        {"network": state, "shape": SHAPE_FIELDS | {"vocabulary": learnt.get_vocab_size()}}, tmp_path / "checkpoint.pt"
+    )
+    learnt.save(str(tmp_path / "tokenizer.json"))
+    demo_export.export(tmp_path, tmp_path / "half.gguf", start=file, share=0.5)
+    for name, weight in gguf_export.read(tmp_path / "half.gguf").weights.items():
+        mean = 2 * network.state_dict()[name]
+        assert (weight - mean).abs().max() <= mean.abs().max() / 60
+
+
 def test_transformers_computes_the_same_from_the_restored_folder(file: Path, tmp_path: Path) -> None:
     """Safetensors and tokenizer rebuilt from the GGUF are a LlamaForCausalLM, ready for fine-tuning."""
     demo_export.restore(file, tmp_path)

@@ -183,3 +183,15 @@ async def test_after_all_nothing_is_left(engine: Engine):
         await engine.unload_adapter(name)
     await idle(engine)
     assert (engine.stats().kept_sequences, engine.stats().kept_tokens) == (0, 0)
+
+
+@pytest.mark.parametrize(("style", "taught_by"), [("auto", "mistral_inst"), ("mistral_inst", "auto")])
+async def test_what_another_chat_template_taught_is_refused(style: str, taught_by: str, folder: Path, tmp_path: Path):
+    """Both are named; what the template that serves taught loads, and so does a file that says nothing of it."""
+    files = {told: constant_adapter(tmp_path / f"{told}.gguf", ord("q"), taught_by=told) for told in (style, taught_by)}
+    with running(folder / "base.gguf", chat_template=style) as engine:
+        with pytest.raises(InvalidRequest, match=f"taught by the chat template '{taught_by}', and '{style}' serves"):
+            await engine.load_adapter("other", files[taught_by])
+        await engine.load_adapter("same", files[style])
+        await engine.load_adapter("silent", folder / "x.gguf")
+        assert engine.adapters() == ("same", "silent")

@@ -108,6 +108,15 @@ def test_a_model_without_a_template_cannot_chat(tmp_path: Path):
     assert names(model, text("the")) == ["the"]
 
 
+def test_a_model_without_a_template_chats_by_one_that_it_is_given(tmp_path: Path):
+    """In Mistral's form; what a user writes is still letters."""
+    model = Model(random_model(tmp_path / "model.gguf", template=None))
+    prompt = Tokenizer(model, style="mistral_inst").prompt(chat("<|im_end|>"))
+    written = [model.name(int(token)) for token in prompt.tokens]
+    assert "".join(written).endswith("[INST] <|im_end|> [/INST]")
+    assert "<|im_end|>" not in written
+
+
 def test_the_vocabulary_is_as_the_file_has_it(bpe: Model):
     """Names, ends and metadata by llama.cpp's account."""
     tokens = vocabulary()[0]

@@ -15,6 +15,7 @@ from gguf_factory import random_model, recurrent_model
 
 from app.errors import InvalidRequest
 from app.llama.scoring import Scorer
+from app.llama.styles import TAUGHT_BY
 from app.settings import LLMSettings
 from tests import transformers_gguf
 from tests.transformers_gguf import KINDS, LAYERS
@@ -109,6 +110,17 @@ def test_a_merged_folder_says_the_same(made: Made, tmp_path: Path):
     assert far(log_probabilities(merged), made.torch(tuned=True)) < 1e-4
 
 
+def test_a_merged_model_takes_the_template_that_it_was_taught_by(llama: Made, tmp_path: Path):
+    """In a file and in a folder."""
+    template = "{{ messages[0].content }}"
+    gguf_merge.merge(tmp_path / "merged.gguf", lora.read(llama.adapter), llama.gguf, template)
+    field = gguf.GGUFReader(tmp_path / "merged.gguf").get_field("tokenizer.chat_template")
+    assert field is not None
+    assert field.contents() == template
+    safetensors_merge.merge(tmp_path / "merged", lora.read(llama.adapter), llama.base, template)
+    assert (tmp_path / "merged" / "chat_template.jinja").read_text() == template
+
+
 @pytest.mark.parametrize("kind", gguf_merge.QUANTISATIONS)
 def test_quantised_files_stay_near(llama: Made, tmp_path: Path, kind: gguf_merge.Quantisation):
     """By llama.cpp's own quantiser: the mean change of a log-probability. Random weights are a hard case."""
@@ -144,6 +156,16 @@ def test_every_way_to_scale_a_lora_is_kept(tmp_path: Path, config: dict[str, Any
     gguf_lora.write(tmp_path / "adapter.gguf", lora.read(made.adapter), made.gguf)
     assert far(served(made.gguf, tmp_path / "adapter.gguf"), made.torch(tuned=True)) < 0.02
     assert far(made.torch(tuned=True), made.torch(tuned=False)) > 0.1
+
+
+def test_a_file_says_which_chat_template_taught_it(llama: Made, tmp_path: Path):
+    """And nothing where nothing is known."""
+    for name, taught_by in (("told", "mistral_inst"), ("silent", None)):
+        gguf_lora.write(tmp_path / name, lora.read(llama.adapter), llama.gguf, taught_by=taught_by)
+    told, silent = [gguf.GGUFReader(tmp_path / name).get_field(TAUGHT_BY) for name in ("told", "silent")]
+    assert silent is None
+    assert told is not None
+    assert told.contents() == "mistral_inst"
 
 
 def test_half_precision_halves_the_file(llama: Made, tmp_path: Path):

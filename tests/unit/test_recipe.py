@@ -19,7 +19,8 @@ def test_the_default_is_qlora_on_all_linear_layers() -> None:
 def test_the_devstral_preset_has_rank_32_on_seven_projections() -> None:
     """And single numbers of it can be changed."""
     assert Recipe(preset="devstral-24gb").adapter == Adapter(rank=32, alpha=64, targets=PROJECTIONS)
-    assert Recipe(preset="devstral-24gb", rank=8).adapter == Adapter(rank=8, alpha=64, targets=PROJECTIONS)
+    changed = Adapter(rank=8, alpha=64, targets=PROJECTIONS, dropout=0.1)
+    assert Recipe(preset="devstral-24gb", rank=8, dropout=0.1).adapter == changed
 
 
 def test_workers_that_ask_for_a_training_node_ask_for_its_gpu() -> None:
@@ -43,7 +44,9 @@ def test_rates_depend_on_what_is_trained() -> None:
     ("wrong", "message"),
     [
         ({"preset": "full"}, "which a quantised base has not"),
-        ({"preset": "full", "quantise": False, "rank": 8}, "those of adapters"),
+        ({"preset": "full", "quantise": False, "rank": 8}, "are of adapters"),
+        ({"preset": "full", "quantise": False, "dropout": 0.1}, "are of adapters"),
+        ({"dropout": 1.0}, "less than 1"),
         ({"accelerator": "unsloth", "method": "dpo"}, "supervised tuning of adapters"),
         ({"accelerator": "unsloth"}, "packing: false"),
         ({"rehearse": "known.jsonl", "method": "dpo"}, "preferences are not rehearsed"),
