@@ -20,8 +20,8 @@ from uuid import uuid4
 import asyncpg
 from pydantic import ValidationError
 
-from app.desired import Desired
-from app.errors import Unavailable
+from app.desired import Adapter, Desired
+from app.errors import ModelNotFound, Unavailable
 from app.postgres import reaching_postgres
 from app.registry import CHANNEL, Holdings, Part, Registry
 
@@ -127,6 +127,20 @@ class Follower:
         if desired != self.desired:  # revisions begin again in another database: in a restored one, too
             self.desired = desired
             _write(self._file, desired)
+
+
+async def find_adapter(follower: Follower | None, model: str, version: str) -> Adapter:
+    """What a request names, also where it was registered since we looked; nothing is where nothing is followed.
+
+    Raises ModelNotFound, Unavailable.
+    """
+    found = follower.desired.adapter(model, version) if follower else None
+    if follower and found is None:
+        found = (await follower.refresh()).adapter(model, version)
+    if found is None:
+        known = follower.desired.names_of(model) if follower else ()
+        raise ModelNotFound(f"{model}:{version}", (model, *known))
+    return found
 
 
 def _read(file: Path) -> Desired:

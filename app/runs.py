@@ -22,11 +22,11 @@ import asyncpg
 from pydantic import Field, JsonValue
 
 from app.errors import Conflict, NotFound
+from app.ids import new_id
 from app.messages import Strict
 from app.nul import hide, hide_json, show, show_json
 from app.postgres import reaching_postgres
 from app.queries import queries
-from app.shelves import new_id
 
 State = Literal["queued", "running", "succeeded", "failed", "cancelled"]
 Origin = Literal["command", "http", "openai", "schedule", "threshold"]

@@ -36,7 +36,7 @@ class RayJobs:
             "submit_job",
             entrypoint=command,
             submission_id=_name(run),
-            runtime_env={"env_vars": self._environment},
+            runtime_env={"env_vars": self._environment, **_release()},
             metadata={"run": run.id},
         )
 
@@ -70,6 +70,12 @@ def _client() -> JobSubmissionClient:
     """Of the Ray that we are in. The variable, because RAY_ADDRESS would win over an argument, and says `local`."""
     os.environ["RAY_API_SERVER_ADDRESS"] = ray.get_runtime_context().gcs_address
     return JobSubmissionClient()
+
+
+def _release() -> dict[str, str]:
+    """The code that this replica runs, where the graph's `runtime_env` names one (docs/cluster.md)."""
+    code = ray.get_runtime_context().runtime_env.get("working_dir")
+    return {"working_dir": code} if code else {}
 
 
 def _name(run: Run) -> str:

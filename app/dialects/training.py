@@ -7,6 +7,8 @@ from pydantic import Field, JsonValue
 
 from app import params
 from app.dialects.events import Json
+from app.errors import InvalidRequest
+from app.llama.styles import AUTO
 from app.messages import Strict
 from app.runs import Event, Order, Parameters, Run, StageName, StageRun
 
@@ -28,10 +30,17 @@ class StartRequest(Strict):
     promote: bool = False  # let it answer, if its gates pass it
 
     def order(self, tenant: str, parameters: Parameters) -> Order:
-        """What the run is to do. parameters: as they would be."""
+        """What the run is to do. parameters: as they would be. Raises InvalidRequest for another chat template."""
         own: dict[str, Any] = {} if self.num_epochs is None else {"epochs": self.num_epochs}
         own |= {} if self.experiment_name is None else {"experiment": self.experiment_name}
         asked = params.changed(parameters, self.parameters)
+        wanted, served = (told.get("tune", {}).get("chat_template", AUTO) for told in (asked, parameters))
+        if wanted != served:
+            message = (
+                f"tune.chat_template is '{wanted}', and the model is served by '{served}': "
+                "leave it out, or change llm.chat_template."
+            )
+            raise InvalidRequest(message, "parameters")
         return Order(
             conversations=not (self.files or self.dataset) if self.conversations is None else self.conversations,
             files=self.files,

@@ -1,6 +1,8 @@
 """Serving lends its GPUs to training, and gets them back whatever becomes of the run."""
 
+import asyncio
 from collections.abc import AsyncIterator
+from contextlib import nullcontext
 from pathlib import Path
 
 import asyncpg
@@ -13,6 +15,9 @@ from app.lending import LENT, give_back, left_over, lend, lent_to
 from app.registry import Holding, Holdings, Registry
 from app.runs import Order, Runs
 from app.steering import place
+from train import run as working
+from train.pipeline import Step
+from train.recipe import Recipe
 
 pytestmark = pytest.mark.integration
 
@@ -88,3 +93,34 @@ async def test_what_an_operator_placed_meanwhile_stays(registry: Registry, engin
     await place(registry, "main", 12)
     await give_back(registry, lent)
     assert engine.layers["main"] == 12
+
+
+@pytest.mark.parametrize(("there", "free", "lends"), [(1.0, 0.0, True), (2.0, 1.0, False), (0.0, 0.0, False)])
+async def test_tuning_borrows_gpus_only_where_serving_holds_them(
+    there: float,
+    free: float,
+    lends: bool,
+    registry: Registry,
+    engine: Engine,
+    postgres_home: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    """For as long as it lasts, and Ray is asked for none meanwhile: by its counting they are taken."""
+    monkeypatch.setattr("ray.cluster_resources", lambda: {"GPU": there})
+    monkeypatch.setattr("ray.available_resources", lambda: {"GPU": free})
+    monkeypatch.setattr(working.cluster, "connected", lambda _: nullcontext())
+    runs = Runs(registry.pool)
+    await runs.add("default", Order(), "http")
+    run = await runs.claim()
+    assert run
+
+    def tuning() -> tuple[bool | None, int, dict[str, int]]:
+        with (
+            working.Desk(postgres_home) as desk,
+            working._gpus(desk, run, Step("tune", "tune", {}, {}), Recipe()) as chosen,
+        ):
+            return chosen.gpu, engine.layers["main"], lent_to(desk.ask(desk.runs.get(None, run.id)))
+
+    assert await asyncio.to_thread(tuning) == ((False, 0, {"main": 40}) if lends else (None, 40, {}))
+    assert engine.layers["main"] == 40
+    assert lent_to(await runs.get(None, run.id)) == {}

@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 class Listener(Echo):
     """Answers `answer <n>`, and knows what it was shown. failing: how the next answers fail; sick: its health.
 
-    hangs: no answer ends; left: one was given up.
+    hangs: no answer ends; left: one was given up; meeting: answers begin when as many as it wants are asked for.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,7 @@ class Listener(Echo):
         self.failing: list[MindFuError] = []
         self.sick: MindFuError | None = None
         self.hangs, self.left = False, False
+        self.meeting: asyncio.Barrier | None = None
 
     async def check_health(self) -> None:
         if self.sick:
@@ -41,6 +42,8 @@ class Listener(Echo):
         self.shown.append([f"{message.role}: {message.content}" for message in request.messages])
         if self.failing:
             raise self.failing.pop()
+        if self.meeting:
+            await self.meeting.wait()
         async with aclosing(super().generate(request)) as items:
             try:
                 async for item in items:
@@ -252,9 +255,10 @@ async def test_a_client_that_leaves_frees_the_model(
     assert llm.shown[-1][1:] == [*known, "user: two"]
 
 
-async def test_two_requests_at_once_are_branches(http: httpx.AsyncClient):
+async def test_two_requests_at_once_are_branches(http: httpx.AsyncClient, llm: Listener):
     """Of the one conversation: neither answer is lost."""
     first = await said(http, "one")
+    llm.meeting = asyncio.Barrier(2)
     told = await asyncio.gather(said(http, "left"), said(http, "right"))
     assert {one["conversation_id"] for one in told} == {first["conversation_id"]}
     turns = (await http.get(f"/v1/conversations/{first['conversation_id']}")).json()["turns"]

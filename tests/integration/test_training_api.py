@@ -103,6 +103,10 @@ async def test_progress_events_and_logs_are_live(gateway: Whole, http: httpx.Asy
     assert (await http.get(f"/train/runs/{run_id}/logs?tail=4")).text == "two\n"
     health = (await http.get("/health")).json()
     assert (health["training"]["run"], health["training"]["stage"]) == (run_id, "tune")
+    assert not health["training"]["gpus_lent"]
+    await runs.lend(run, {"main": 40})
+    assert (await http.get("/health")).json()["training"]["gpus_lent"] == {"main": 40}
+    await runs.lend(run, {})
     await runs.finish(run, "succeeded")
     assert (await http.get(f"/train/runs/{run_id}/logs?follow=true")).text == "one\ntwo\n"
     assert (await http.get("/health")).json()["training"] is None
