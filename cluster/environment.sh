@@ -15,6 +15,10 @@ export RAY_SERVE_ENABLE_DIRECT_INGRESS=0
 export RAY_ENABLE_UV_RUN_RUNTIME_ENV=0
 export GRPC_ENABLE_FORK_SUPPORT=0
 export RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S=1800   # a GPU node boots, and installs
+if [ "${RAY_SERVE_ENABLE_HA_PROXY:-0}" = 1 ]; then # set in secrets.sh: HAProxy instead of Serve's own proxy
+    export RAY_SERVE_ENABLE_HA_PROXY
+    eval "$(cd ~/mindfu && .venv/bin/python -m deployments.front)"
+fi
 if [ -n "${OTEL_EXPORTER_OTLP_ENDPOINT:-}" ]; then
     export OTEL_EXPORTER_OTLP_ENDPOINT OTEL_SERVICE_NAME=mindfu
     export RAY_SERVE_TRACING_EXPORTER_IMPORT_PATH=deployments.tracing:exporters RAY_SERVE_TRACING_SAMPLING_RATIO=1

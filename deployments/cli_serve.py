@@ -189,6 +189,8 @@ def _serve_run(config: Path, address: str) -> Iterator[subprocess.Popen[bytes]]:
             stdin=subprocess.DEVNULL,
             start_new_session=True,  # Ctrl-C reaches us alone, and we pass it on
             env={**os.environ, "RAY_ADDRESS": address},
+            # Ray has all replicas look for code where their driver began, even before the release that they are to run.
+            cwd=None if os.environ["RAY_ADDRESS"] == "local" else home(),
         )
         try:
             yield process

@@ -21,9 +21,10 @@ from typing import Any, Protocol, TypeVar
 from ray.serve.handle import DeploymentHandle
 
 from app.chunking import cut, cut_as
-from app.documents import Documents, Held, check_metadata, new_id
+from app.documents import Documents, Held, check_metadata
 from app.errors import InvalidRequest, MindFuError, Misconfigured, NotFound, TooLarge
 from app.files import Files
+from app.ids import new_id
 from app.memory import Memory
 from app.messages import Added, Chunk, Document, Index, Metadata, NewText
 from app.postgres import open_pool
@@ -113,7 +114,7 @@ class Librarian:
             raise InvalidRequest("content has no text.", "content")
         first_line = clean_title(chunks[0].text.split("\n")[0][:TEXT_TITLE_CHARS])
         document = Document(
-            id=new_id(),
+            id=new_id("doc_"),
             tenant=tenant,
             collection=text.collection,
             title=clean_title(text.title) or first_heading(content) or first_line or "untitled",

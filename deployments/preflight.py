@@ -10,6 +10,9 @@ from typing import Any
 
 from app.errors import Misconfigured
 from app.llama.devices import REMEDY
+from app.llama.styles import template_of
+from app.llama.template import ChatTemplate
+from app.llama.tokenizer import STYLE_SETTING
 from app.settings import IMPORT_PATH, LLMSettings, Settings
 from app.vllm.start import require_vllm
 
@@ -78,6 +81,9 @@ def _replicas(part: Config) -> int:
 
 def _require_engine(settings: Settings) -> None:
     llm = settings.llm
+    for served in map(llm.of, (llm.name, *llm.models)) if isinstance(llm, LLMSettings) else [llm]:
+        if (template := template_of(served.chat_template, STYLE_SETTING)) is not None:
+            ChatTemplate(template, setting=STYLE_SETTING)
     if not isinstance(llm, LLMSettings):
         require_vllm()
     elif any(llm.of(name).gpu_layers for name in (llm.name, *llm.models)):

@@ -20,10 +20,11 @@ import yaml
 
 from app.postgres_home import binaries
 from tests.gguf_factory import random_model
-from tests.machines import DESK, HOME, Machine, machines, missing
+from tests.machines import BRIDGE, DESK, HOME, Machine, machines, missing
 
 ROOT = Path(__file__).parents[2]
 CODE = ("app", "deployments", "train", "cluster", "params.yaml", "pyproject.toml")
+SHARED = ("adapters", "datasets", "runs")
 HOSTS = ("head", "serve-1", "serve-2", "train-1", "desk")
 MODEL, KEY, PORT = "tiny", "mf-test-key", 5499
 IDLE_MINUTES = 0.15  # then a node leaves
@@ -38,7 +39,10 @@ class Cluster:
     folder: Path
     url: str
     args: dict[str, Any] = field(default_factory=dict)  # of the graph that is served, beside its model
-    release: str = ""
+    replicas: tuple[int, int] = (0, 0)  # of the model, least and most
+    release: str = ""  # the URI of its code; empty: what `ray up` brought
+    everywhere: bool = False  # whether gateways are on each node, not on the head alone
+    _server: subprocess.Popen[bytes] | None = None
 
     @property
     def head(self) -> Machine:
@@ -64,18 +68,45 @@ class Cluster:
         names = {machine.address: name for name, machine in self.machines.items()}
         return {names[address]: node for address, node in told.items()}
 
-    def serving(self) -> dict[str, str]:
-        """The machine of each replica of the model that runs, by its id."""
+    def serve(self) -> None:
+        """`mindfu serve` on the head, until it answers."""
+        command = (
+            "cd ~/mindfu && . cluster/environment.sh && RAY_ADDRESS=auto exec .venv/bin/mindfu serve cluster/serve.yaml"
+        )
+        log = self.folder / "serve.log"
+        server = self._server = self.head.start(command, log)
+        self.until(
+            lambda: "MindFu answers" in log.read_text() or (server.poll() is not None and pytest.fail(log.read_text())),
+            240,
+        )
+
+    def stop(self) -> None:
+        """POST /shutdown, which ends it."""
+        with self.http() as http:
+            http.post("/shutdown").raise_for_status()
+        self.ended()
+
+    def ended(self) -> None:
+        """Wait for its end."""
+        assert self._server is not None
+        self._server.wait(90)
+
+    def serving(self, part: str = LLM) -> dict[str, str]:
+        """The machine of each replica of a part that runs, by its id."""
         details = json.loads(self.ray('curl -sf -H "authorization: Bearer $(cat ~/.ray/auth_token)" '
                                       "http://127.0.0.1:8265/api/serve/applications/"))  # fmt: skip
-        replicas = details["applications"]["mindfu"]["deployments"][LLM]["replicas"]
+        deployments = details["applications"]["mindfu"]["deployments"]
+        replicas = deployments.get(part, {"replicas": []})[
+            "replicas"
+        ]  # Serve tells of none while it builds the graph anew
         names = {machine.address: name for name, machine in self.machines.items()}
         return {one["replica_id"]: names[one["node_ip"]] for one in replicas if one["state"] == "RUNNING"}
 
     def write(self, *, replicas: tuple[int, int], args: dict[str, Any] | None = None, release: str = "") -> None:
         """Say what is to be served: of the model, least and most replicas; the rest stays unless it is given."""
         self.args, self.release = self.args if args is None else args, release or self.release
-        text = yaml.safe_dump(graph(replicas, self.args, self.release))
+        self.replicas = replicas
+        text = yaml.safe_dump(graph(replicas, self.args, self.release, everywhere=self.everywhere))
         self.head.run(f"cat > ~/mindfu/cluster/serve.yaml <<'EOF'\n{text}\nEOF")
 
     def deploy(self, *, replicas: tuple[int, int], args: dict[str, Any] | None = None, release: str = "") -> None:
@@ -100,19 +131,23 @@ class Cluster:
         )
 
 
-def graph(replicas: tuple[int, int], args: dict[str, Any], release: str) -> dict[str, Any]:
+def graph(replicas: tuple[int, int], args: dict[str, Any], release: str, *, everywhere: bool) -> dict[str, Any]:
     """cluster/serve.yaml with a tiny model that needs no GPU, and less patience."""
     config: dict[str, Any] = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())
     (application,) = config["applications"]
     llm = {"model": f"{HOME}/mindfu/models/tiny.gguf", "name": MODEL, "window": 2048, "slots": 8, "threads": 1}
     application["args"] = {"llm": llm, "gateway": {"wake_wait_s": 60}, **args}
-    application["runtime_env"] = {"env_vars": {"MINDFU_RELEASE": release}}
+    application["runtime_env"] = {"working_dir": release} if release else {}
     model = next(one for one in application["deployments"] if one["name"] == LLM)
     model["autoscaling_config"] |= {
         "min_replicas": replicas[0], "max_replicas": replicas[1], "downscale_delay_s": 5, "upscale_delay_s": 1,
         "look_back_period_s": 3, "metrics_interval_s": 1,
     }  # fmt: skip
     model["ray_actor_options"] = {"num_cpus": 5, "resources": {"serve": 1}}  # of 8: one to a node
+    if everywhere:
+        config["proxy_location"] = "EveryNode"
+        gateway = next(one for one in application["deployments"] if one["name"] == "Gateway")
+        gateway |= {"num_replicas": 3, "max_replicas_per_node": 1, "ray_actor_options": {"num_cpus": 0.3}}
     return config
 
 
@@ -130,7 +165,9 @@ def launcher(hosts: dict[str, Machine], folder: Path) -> dict[str, Any]:
         f"{HOME}/.ray/auth_token": str(folder / "auth_token"),
         f"{HOME}/.config/mindfu/secrets.sh": str(folder / "secrets.sh"),
     }
-    config["setup_commands"] = [f"ln -sfn {ROOT}/.venv ~/mindfu/.venv && chmod 600 ~/.ray/auth_token"]
+    shared = [f"ln -sfn {folder}/shared/{part} .mindfu/{part}" for part in SHARED]  # what node.sh does with a bucket
+    linked = ["mkdir -p .mindfu", f"ln -sfn {ROOT}/.venv .venv", *shared, "chmod 600 ~/.ray/auth_token"]
+    config["setup_commands"] = [" && ".join(["cd ~/mindfu", *linked])]
     config["head_setup_commands"] = []
     for kind in config["available_node_types"].values():
         kind.pop("worker_setup_commands", None)
@@ -154,6 +191,9 @@ def hosts(folder: Path) -> Iterator[dict[str, Machine]]:
         pytest.skip(reason)
     with machines(HOSTS, folder) as hosts, postgres(folder / "postgres"):
         yield hosts
+    links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
+    assert BRIDGE not in links
+    assert "mf-" not in links
 
 
 @pytest.fixture(scope="session")
@@ -167,23 +207,27 @@ def cluster(folder: Path, hosts: dict[str, Machine]) -> Iterator[Cluster]:
     desk.run(f"{ROOT}/.venv/bin/ray up -y --no-config-cache {file}", timeout_s=300)
     print(f"\nray up took {time.monotonic() - started:.1f} s")
     cluster = Cluster(hosts, folder, f"http://{hosts['head'].address}:11434")
-    cluster.write(replicas=(0, 2), release="1")
-    command = (
-        "cd ~/mindfu && . cluster/environment.sh && RAY_ADDRESS=auto exec .venv/bin/mindfu serve cluster/serve.yaml"
-    )
-    log = folder / "serve.log"
-    serving = cluster.head.start(command, log)
-    cluster.until(
-        lambda: "MindFu answers" in log.read_text() or (serving.poll() is not None and pytest.fail(log.read_text()))
-    )
+    cluster.write(replicas=(0, 2))
+    cluster.serve()
     print(f"and MindFu answered {time.monotonic() - started:.1f} s after its beginning")
     yield cluster
+    started = time.monotonic()
     desk.run(f"{ROOT}/.venv/bin/ray down -y {file}", timeout_s=300)
-    serving.wait(60)
-    left = [
-        line for host in hosts.values() for word in ("raylet", "gcs_server", "ray::") for line in host.processes(word)
-    ]
-    assert left == []
+    cluster.ended()
+    print(f"ray down took {time.monotonic() - started:.1f} s")
+    deadline = time.monotonic() + 30
+    while (
+        there := {name: found for name, host in hosts.items() if (found := left(host))}
+    ) and time.monotonic() < deadline:
+        time.sleep(0.5)
+    assert there == {}
+
+
+def left(host: Machine) -> list[str]:
+    """Processes beside its SSH server, and shared memory."""
+    told = host.run("ps -eo stat=,pid=,args= --sort=pid; ls -d /dev/shm/* 2> /dev/null || true").splitlines()
+    own = ("sshd", " ps -eo", "bash -c cd && ps")
+    return [line for line in told if not line.startswith("Z") and not any(word in line for word in own)]
 
 
 def prepare(folder: Path) -> None:
@@ -193,6 +237,8 @@ def prepare(folder: Path) -> None:
         copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
         checkout.mkdir(exist_ok=True)
         copy(ROOT / name, checkout / name)
+    for part in SHARED:
+        (folder / "shared" / part).mkdir(parents=True)
     (checkout / "models").mkdir()
     random_model(checkout / "models" / "tiny.gguf")
     (folder / "auth_token").write_text(token_hex(32))

@@ -43,6 +43,10 @@ class Load:
         """What did not complete."""
         return [outcome for outcome in self.outcomes if outcome.end != "complete"]
 
+    def answered(self) -> int:
+        """How many began to be answered: each of them is to be recorded, however it ended."""
+        return sum(bool(outcome.request_id) and outcome.end != "refused" for outcome in self.outcomes)
+
     def complete_since(self, moment: float) -> int:
         """How many answers that began behind a moment are complete."""
         return sum(one.end == "complete" and one.began > moment for one in self.outcomes)

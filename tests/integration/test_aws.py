@@ -12,7 +12,11 @@ import pytest
 import yaml
 from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.providers import _get_node_provider
+from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
+
+from train.recipe import Recipe
+from train.tune import gpus_wanted
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]  # boto3's and Ray's own
 
@@ -70,6 +74,44 @@ def test_each_node_type_starts_and_says_what_it_has(cluster: dict[str, Any]):
         assert (found["InstanceType"], resources.get("GPU")) == (instance, gpus)
         assert resources["CPU"] >= 4
         assert (found.get("InstanceLifecycle") == "spot") == (name == "gpu-train")
+
+
+def wanted(part: str) -> dict[str, float]:
+    """What a replica of a part asks Ray for (cluster/serve.yaml), or a worker that tunes (cluster/params.yaml)."""
+    if part == "tune":
+        recipe = Recipe.model_validate(yaml.safe_load((ROOT / "cluster" / "params.yaml").read_text())["tune"])
+        assert gpus_wanted(recipe, {})
+        return {"CPU": recipe.cpus, "GPU": 1, **recipe.resources}
+    (application,) = yaml.safe_load((ROOT / "cluster" / "serve.yaml").read_text())["applications"]
+    asked = next(one for one in application["deployments"] if one["name"] == part)["ray_actor_options"]
+    return {"CPU": asked["num_cpus"], "GPU": asked.get("num_gpus", 0), **asked["resources"]}
+
+
+@pytest.mark.parametrize(
+    ("asked", "there", "come", "unmet"),
+    [
+        (["LlamaCpp"], {}, {"gpu-serve-l40s": 1}, 0),  # either kind would do; Ray takes the later name
+        (["tune"], {}, {"gpu-train": 1}, 0),
+        (["LlamaCpp", "tune"], {}, {"gpu-serve-l40s": 1, "gpu-train": 1}, 0),  # neither takes the other's
+        (["tune", "tune"], {}, {"gpu-train": 1}, 1),  # one at a time, as max_workers says
+        (["tune"], {"gpu-train": 1}, {}, 1),
+        (["LlamaCpp"] * 6, {}, {"gpu-serve-l4": 2, "gpu-serve-l40s": 2}, 2),
+        (["LlamaCpp"] * 6 + ["tune"] * 2, {}, {"gpu-serve-l4": 2, "gpu-serve-l40s": 2, "gpu-train": 1}, 3),
+    ],
+)
+def test_what_is_asked_for_brings_its_own_kind_of_node_within_the_limits(
+    cluster: dict[str, Any], asked: list[str], there: dict[str, int], come: dict[str, int], unmet: int
+):
+    """By the autoscaler's own reckoning, over our node types as AWS sizes them; nodes that are there are all in use."""
+    kinds, limit = cluster["available_node_types"], cluster["max_workers"] + 1  # the head counts
+    demands = [wanted(part) for part in asked]
+    existing = {"head": 1, **there}
+    found, left = get_nodes_for(kinds, existing, "head", limit - sum(existing.values()), demands, _scored)
+    assert (dict(found), len(left)) == (come, unmet)
+
+
+def _scored(resources: dict[str, float], demands: list[dict[str, float]], name: str) -> Any:
+    return _default_utilization_scorer(resources, demands, name, node_availability_summary=None)
 
 
 def test_only_mindfus_port_is_open_to_those_who_may_call(cluster: dict[str, Any]):

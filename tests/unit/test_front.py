@@ -84,3 +84,21 @@ def test_its_files_lie_where_no_other_user_looks_and_go_with_it(environment, tmp
         assert stat.S_IMODE(folder.stat().st_mode) == 0o700
         assert len(str(folder / ("x" * 56) / "metrics.sock")) < 90
     assert not folder.exists()
+
+
+def test_a_clusters_node_that_wants_it_is_told_the_same_by_a_shell(environment, tmp_path: Path):
+    """But for the time to end. What is set stays; a folder for its files that is not this user's alone is refused."""
+    environment.setitem(os.environ, "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S", "90")
+    told = "".join(f"{line}\n" for line in front.exports(tmp_path / "home", tmp_path / "front"))
+    shell = ["env", "-i", "sh", "-c", f"{told} env"]
+    given = dict(line.split("=", 1) for line in subprocess.check_output(shell, text=True).splitlines())
+    assert "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S" not in given
+    assert given["RAY_SERVE_HAPROXY_BINARY_PATH"] == str(tmp_path / "home" / "haproxy")
+    assert stat.S_IMODE((tmp_path / "front").stat().st_mode) == 0o700
+    (tmp_path / "front").chmod(0o755)
+    with pytest.raises(PermissionError, match="not a folder of this user alone"):
+        list(front.exports(tmp_path / "home", tmp_path / "front"))
+    with front.haproxy(tmp_path):
+        made = {name for name in os.environ if "HAPROXY" in name}
+    assert made <= given.keys()
+    assert "RAY_SERVE_DIRECT_INGRESS_MIN_DRAINING_PERIOD_S" not in given

@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from app.errors import Misconfigured
+from app.settings import IMPORT_PATH
 from deployments.preflight import require, wants
 from deployments.profiles import resolved
 
@@ -58,3 +59,22 @@ def test_replicas_count_as_many_as_they_start_with():
         {"name": "d"},
     ]
     assert wants({"applications": [{"import_path": "x:y", "deployments": placed}]}) == {"CPU": 6, "GPU": 0.5}
+
+
+def test_a_chat_template_that_is_no_jinja_is_told_before_anything_starts(tmp_path: Path):
+    """Not at the first request for a further model."""
+    (tmp_path / "bad.jinja").write_text("{% if %}")
+    models = {"b": {"model": "demo", "chat_template": str(tmp_path / "bad.jinja")}}
+    applications = [{"import_path": IMPORT_PATH, "args": {"llm": {"models": models}}, "deployments": []}]
+    with pytest.raises(Misconfigured, match=r"llm\.chat_template: its chat template is no Jinja"):
+        require({"applications": applications}, {"CPU": 2})
+
+
+@pytest.mark.parametrize(
+    "llm", [{"chat_template": "/no.jinja"}, {"models": {"b": {"model": "demo", "chat_template": "/no.jinja"}}}]
+)
+def test_a_chat_template_that_is_not_there_is_named_before_anything_starts(llm: dict[str, object]):
+    """Of every model that is served."""
+    applications = [{"import_path": IMPORT_PATH, "args": {"llm": llm}, "deployments": []}]
+    with pytest.raises(Misconfigured, match=r"/no\.jinja cannot be read"):
+        require({"applications": applications}, {"CPU": 2})
