@@ -1,6 +1,6 @@
 # Two commands do everything: `make serve` and `make test`. Both install what is missing into .venv first.
 .DEFAULT_GOAL := help
-.PHONY: help install serve vllm test check bench diagrams extras clients cluster-test train-test vllm-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
+.PHONY: help install serve vllm test check hooks bench diagrams extras clients cluster-test train-test vllm-test dvc-test clean pull-local pull-s3 push ingest ingest-clear stats train train-hf loop-demo mlflow
 
 PYTHON ?= python3
 CONFIG ?= serve_config.yaml
@@ -46,6 +46,9 @@ check: $(VENV)/testing ## format, lint and types only
 	@echo "== configuration" && MINDFU_API_KEY=checked $(BIN)/mindfu check serve_config.yaml profiles/*.yaml \
 		docker/*.yaml cluster/serve.yaml cluster.yaml cluster/gcp.yaml cluster/hosts.yaml
 
+hooks: $(VENV)/testing ## have git check format, lint, types, YAML, TOML and secrets before each commit
+	@$(BIN)/pre-commit install
+
 bench: $(VENV)/testing ## the serving benchmark; others are in benchmarks/
 	@$(BIN)/python -m benchmarks.serving
 
@@ -64,6 +67,11 @@ vllm-test: $(VENV)/testing ## what every engine owes, on real vLLM for CPUs (bes
 	@$(BIN)/python -m tests.on_vllm.install $(VENV)-vllm; case $$? in \
 	0) HF_HUB_OFFLINE=1 $(VENV)-vllm/bin/python -m pytest -m vllm -W default tests/integration/test_engine_contract.py tests/on_vllm ;; \
 	3) ;; *) exit 1 ;; esac
+
+dvc-test: $(VENV)/testing ## what dvc.yaml promises, on DVC in an environment of its own (beside .venv)
+	@test -x $(VENV)-dvc/bin/dvc || { $(UV) venv --quiet --clear --python $(BIN)/python $(VENV)-dvc \
+		&& $(UV) pip install --quiet --python $(VENV)-dvc/bin/python "dvc>=3.60"; }
+	@PATH="$(CURDIR)/$(BIN):$(CURDIR)/$(VENV)-dvc/bin:$$PATH" $(BIN)/pytest tests/integration/test_dvc_repro.py
 
 diagrams: $(VENV)/serving ## render docs/*.mmd to SVG; needs node and Chromium
 	@$(BIN)/python docs/render.py

@@ -42,3 +42,10 @@ async def pool(postgres_home: Path) -> AsyncIterator[asyncpg.Pool]:
     await pool.execute(f"truncate {', '.join(table['tablename'] for table in tables)} cascade")
     yield pool
     await pool.close()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`pytest -m unit` is tests/unit."""
+    for item in items:
+        if item.path.parent.name == "unit":
+            item.add_marker("unit")
