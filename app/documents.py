@@ -14,8 +14,6 @@ import contextlib
 import hashlib
 import json
 import re
-import secrets
-import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Literal, NamedTuple
@@ -34,11 +32,6 @@ METADATA_BYTES = 16_000
 HOLDS = 4  # at a time, each with one of the pool's eight connections
 POLL_S = 0.2  # how often somebody who waits looks; without a connection, so that the waiting keep nobody waiting
 SQL = queries("documents.sql")
-
-
-def new_id() -> str:
-    """doc_, the time in milliseconds, 64 random bits: later documents have greater ids."""
-    return f"doc_{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
 
 
 def check_metadata(metadata: Metadata) -> None:

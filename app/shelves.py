@@ -10,8 +10,6 @@ away.
 """
 
 import json
-import secrets
-import time
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
@@ -20,6 +18,7 @@ from typing import Literal, NamedTuple
 import asyncpg
 
 from app.errors import InvalidRequest, NotFound
+from app.ids import new_id
 from app.messages import Strict
 from app.nul import hide, hide_json, show, show_json
 from app.postgres import reaching_postgres
@@ -131,11 +130,6 @@ class Task(NamedTuple):
     uploaded: bool
     document_id: str | None
     asked_at: datetime
-
-
-def new_id(kind: str) -> str:
-    """The kind, the time in milliseconds, 64 random bits: what is later has a greater id."""
-    return f"{kind}{int(time.time() * 1000):012x}{secrets.token_hex(8)}"
 
 
 class Shelves:

@@ -27,7 +27,7 @@ from train import base, lines, plan, stages, tune
 from train.recipe import Recipe
 from train.stages import Work
 
-WAYS = ("plain", "plain_packed", "ours", "ray", "resume")
+WAYS = ("plain", "plain_packed", "ours", "ray", "two_workers", "resume")
 REPEATED = ("plain", "plain_packed", "ours")
 SHAPES: tuple[tuple[dict[str, int], dict[str, int]], ...] = (
     ({"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12, "num_key_value_heads": 4,
@@ -94,7 +94,8 @@ def one(options: argparse.Namespace, way: str) -> dict[str, float]:
     )
     with tempfile.TemporaryDirectory() as scratch:
         ways: dict[str, Callable[[Path, Recipe, Path], dict[str, float]]] = {
-            "plain": plain, "plain_packed": plain_packed, "ours": ours, "ray": on_ray, "resume": resumed,
+            "plain": plain, "plain_packed": plain_packed, "ours": ours, "ray": on_ray,
+            "two_workers": two_workers, "resume": resumed,
         }  # fmt: skip
         began = time.monotonic()
         figures = ways[way](split(options.folder, Path(scratch)), recipe, Path(scratch))
@@ -183,10 +184,16 @@ def ours(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
 
 def on_ray(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
     """The whole stage: tokenising, Ray Train, MLflow."""
-    whole = recipe.model_copy(update={"cpus": float(os.cpu_count() or 1)})  # which is how many threads Ray gives it
+    cpus = float((os.cpu_count() or 1) // recipe.workers)  # which is how many threads Ray gives each
+    whole = recipe.model_copy(update={"cpus": cpus})
     folder = stages.run(tune.STAGE, inputs={"data": data}, parameters=whole, home=scratch / "home")
     numbers = [json.loads(text) for text in lines.texts(folder / tune.HISTORY)]
     return {"tokens_per_s": _speed(numbers), "memory_bytes": max(told["memory_bytes"] for told in numbers)}
+
+
+def two_workers(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
+    """The same by two processes, each on half of a step's rows; tokens are those of both, memory that of the first."""
+    return on_ray(data, recipe.model_copy(update={"workers": 2, "accumulation": recipe.accumulation // 2}), scratch)
 
 
 def resumed(data: Path, recipe: Recipe, scratch: Path) -> dict[str, float]:
@@ -247,7 +254,7 @@ def most_allocated(config: dict[str, int], recipe: Recipe, scratch: Path) -> int
     datasets.Dataset.from_list([row] * (2 * recipe.batch * recipe.accumulation)).save_to_disk(
         str(scratch / "rows" / "train")
     )
-    job = Job(base=folder, rows=scratch / "rows", recipe=recipe)
+    job = Job(base=folder, content=stages.content(folder), rows=scratch / "rows", recipe=recipe)
     profiled = profile(activities=[ProfilerActivity.CPU], profile_memory=True)
     lives: list[int] = []
 
@@ -312,7 +319,7 @@ def _job(data: Path, recipe: Recipe, scratch: Path) -> Any:
     found = base.find(recipe.base, scratch)
     work = Work({"data": data}, recipe, scratch, scratch, {"base": found.content})
     tune.tokenise(work, found, scratch / "rows")
-    return Job(base=found.folder, rows=scratch / "rows", recipe=recipe)
+    return Job(base=found.folder, content=found.content, rows=scratch / "rows", recipe=recipe)
 
 
 def _speed(numbers: list[dict[str, float]]) -> float:

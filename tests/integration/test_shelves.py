@@ -7,8 +7,8 @@ from typing import Any
 import asyncpg
 import pytest
 
-from app.documents import new_id
 from app.errors import InvalidRequest, NotFound, Unavailable
+from app.ids import new_id
 from app.messages import Added, Document
 from app.shelves import Put, Shelves
 from deployments.shelving import Shelving
@@ -31,7 +31,7 @@ class Shop:
         if self.broken:
             raise ZeroDivisionError
         document = Document(
-            id=new_id(), tenant=tenant, collection=collection, title=name, media_type="text/plain",
+            id=new_id("doc_"), tenant=tenant, collection=collection, title=name, media_type="text/plain",
             sha256="00" * 32, size=1, chunks=1, created_at=datetime.now(UTC), metadata={},
         )  # fmt: skip
         await self.pool.execute(

@@ -1,7 +1,7 @@
 """JSON bodies: what is no JSON, too deep, too much or not to be written again is refused before anyone looks at it."""
 
+import asyncio
 import json
-import time
 
 import httpx
 import pytest
@@ -10,6 +10,7 @@ from pydantic import BaseModel, JsonValue
 
 from deployments.routes.bodies import MOST_DEPTH, MOST_VALUES, Route
 from tests.server import application
+from tests.work import work_s
 
 
 class Anything(BaseModel):
@@ -76,10 +77,9 @@ async def test_a_body_of_another_type_is_a_400():
 
 
 @pytest.mark.parametrize("item", ["{}", "[]", '""', '{"a":1}'])
-async def test_millions_of_values_are_refused_before_they_cost_anything(item: str):
+def test_millions_of_values_are_refused_before_they_cost_anything(item: str):
     """Validation would make an error of each."""
     body = f'{{"value": [{",".join([item] * (MOST_VALUES + 1))}]}}'.encode()
-    started = time.process_time()
-    answer = await post(body)
-    assert (answer.status_code, str(MOST_VALUES) in answer.text) == (400, True)
-    assert time.process_time() - started < 1.0
+    answers = list[httpx.Response]()
+    assert work_s(lambda: answers.append(asyncio.run(post(body)))) < 1.0
+    assert {(answer.status_code, str(MOST_VALUES) in answer.text) for answer in answers} == {(400, True)}

@@ -1,6 +1,8 @@
 """The Dockerfile and docker-compose.yml: what they open, what they need, what they name."""
 
+import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -13,6 +15,7 @@ from app.settings import Secrets
 from deployments import config
 
 ROOT = Path(__file__).parents[2]
+BIN = Path(sys.executable).parent
 COMPOSE: dict[str, Any] = yaml.safe_load((ROOT / "docker-compose.yml").read_text())
 SERVICES: dict[str, Any] = COMPOSE["services"]
 OPEN = {"rag", "rag-cpu", "rag-vllm"}
@@ -21,9 +24,44 @@ OURS = [name for name, service in SERVICES.items() if "build" in service]  # wit
 
 def test_the_dockerfile_is_clean():
     """By hadolint."""
-    hadolint = Path(sys.executable).parent / "hadolint"
-    found = subprocess.run([hadolint, ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
+    found = subprocess.run([BIN / "hadolint", ROOT / "Dockerfile"], capture_output=True, text=True, check=False)
     assert found.returncode == 0, found.stdout
+
+
+def test_the_compose_file_is_what_the_specification_knows(tmp_path: Path):
+    """By the Compose Specification's own schema, which finds a misspelt key."""
+    check = [BIN / "check-jsonschema", "--builtin-schema", "vendor.compose-spec"]
+    found = subprocess.run([*check, ROOT / "docker-compose.yml"], capture_output=True, text=True, check=False)
+    assert found.returncode == 0, found.stdout
+    (tmp_path / "misspelt.yml").write_text((ROOT / "docker-compose.yml").read_text().replace("image:", "imgae:"))
+    found = subprocess.run([*check, tmp_path / "misspelt.yml"], capture_output=True, text=True, check=False)
+    assert "imgae" in found.stdout
+
+
+def test_docker_compose_reads_all_profiles_once_there_are_secrets(tmp_path: Path):
+    """`docker compose config`, which needs no engine; either release of it, where one is installed."""
+    compose = ["docker-compose"] if shutil.which("docker-compose") else ["docker", "compose"]
+    try:
+        subprocess.run([*compose, "version"], capture_output=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("neither `docker compose` nor `docker-compose` is installed")
+    shutil.copy(ROOT / "docker-compose.yml", tmp_path)  # where no .env is
+    secrets = dict.fromkeys(("MINDFU_API_KEY", "POSTGRES_PASSWORD", "QDRANT_API_KEY"), "secret")
+
+    def config(**given: str) -> subprocess.CompletedProcess[str]:
+        profiles = [part for name in ("cpu", "gguf", "vllm", "training") for part in ("--profile", name)]
+        environment = {"PATH": os.environ["PATH"], **given}
+        return subprocess.run(
+            [*compose, *profiles, "config"], env=environment, capture_output=True, text=True, cwd=tmp_path, check=False
+        )
+
+    read = config(**secrets)
+    assert read.returncode == 0, read.stderr
+    told = yaml.safe_load(read.stdout)["services"]
+    assert told.keys() == SERVICES.keys()
+    assert told["rag"]["environment"]["MINDFU_POSTGRES_URL"] == "postgresql://mindfu:secret@postgres/mindfu"
+    assert "${" not in read.stdout
+    assert config().returncode != 0
 
 
 def test_the_image_gets_what_it_copies_and_nothing_else():
