@@ -13,7 +13,7 @@ search do nothing else.
 
 What a request costs alone and in a crowd differs: a busy process is woken once for several events. So each cost is
 that of one client where one request is in the graph, and nears that of the largest crowd that was measured (its
-processor time, not its throughput) the more are: in between as 1/n.
+processor time, not its throughput) the more are: in between as 1/n. A prompt costs the same in any company.
 """
 
 import statistics
@@ -90,7 +90,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Engine:
-    """Of one replica, seconds: a step of `b` answers takes `step + b * row`; a prompt takes `prefill`."""
+    """Of one replica, seconds: a step of `b` answers takes `step + b * row`; a prompt and its first token `prefill`."""
 
     prefill: float
     step: float
@@ -139,7 +139,7 @@ def plan_of(measured: Measured, *, rag: bool, seconds: float = 10.0) -> Plan:
     costs |= {} if rag else dict.fromkeys(SEARCH, Cost())
     token = (long.cpu[ENGINE] - short.cpu[ENGINE]) / (long.tokens - short.tokens)
     row = token * (measured.growth - 1) / 7
-    engine = Engine(max(0.0, short.cpu[ENGINE] - short.tokens * token), token - row, row)
+    engine = Engine(max(0.0, short.cpu[ENGINE] - (short.tokens - 1) * token), token - row, row)
     plan = Plan(
         costs=costs | {ENGINE: Cost()},
         engine=engine,
@@ -151,8 +151,11 @@ def plan_of(measured: Measured, *, rag: bool, seconds: float = 10.0) -> Plan:
     )
     crowd = way.crowds[-1]
     told = World(plan, crowd.clients).run(seconds).cpu
-    crowded = {name: crowd.cpu[name] / told[name] if told.get(name) else 1.0 for name in STATIONS}
-    return replace(plan, crowded=crowded)
+    same = dict.fromkeys(STATIONS, 0.0) | {ENGINE: engine.prefill}
+    changing = {name: (crowd.cpu[name] - same[name], told[name] - same[name]) for name in STATIONS}
+    return replace(
+        plan, crowded={name: seen / simulated if simulated > 0 else 1.0 for name, (seen, simulated) in changing.items()}
+    )
 
 
 class Machine:
@@ -206,12 +209,15 @@ class World:
 
     def spend(self, name: str, which: int, seconds: float) -> Generator[simpy.Event, Any, None]:
         """Processor time of the process `name`, the one numbered so, as it is with what is in the graph now."""
+        inside = sum(self.inside) / (self.plan.engines if name == ENGINE else self.plan.gateways)
+        crowded = self.plan.crowded[name]
+        yield from self.work(name, which, seconds * (crowded + (1 - crowded) / max(1.0, inside)))
+
+    def work(self, name: str, which: int, seconds: float) -> Generator[simpy.Event, Any, None]:
+        """So much processor time of it, whoever else is there."""
         kind = "client" if name == CLIENT else "engine" if name == ENGINE else "gateway"
         machines = self.machines[kind]
         number = which % (self.clients if name == CLIENT and self.plan.apart else len(machines))
-        inside = sum(self.inside) / (self.plan.engines if kind == "engine" else self.plan.gateways)
-        crowded = self.plan.crowded[name]
-        seconds *= crowded + (1 - crowded) / max(1.0, inside)
         self.spent[name] += seconds
         thread = self.threads.setdefault((name, number), simpy.Resource(self.world, 1))
         yield from machines[number % len(machines)].work(thread, seconds)
@@ -256,7 +262,7 @@ class World:
             yield answer.over
 
     def run_engine(self, number: int) -> Generator[simpy.Event, Any, None]:
-        """Steps over all answers that run; prompts are loaded when they come."""
+        """Steps over all answers that run; a prompt that comes is loaded before the next one, and begins its answer."""
         engine, running = self.plan.engine, list[Answer]()
         while True:
             if not running and not self.waiting[number]:
@@ -264,18 +270,23 @@ class World:
                 yield self.woken[number]
             arrived, self.waiting[number] = self.waiting[number], []
             for answer in arrived:
-                yield from self.spend(ENGINE, number, engine.prefill)
-                running.append(answer)
-            yield from self.spend(ENGINE, number, engine.step + len(running) * engine.row)
-            for answer in list(running):
-                answer.left -= 1
-                if answer.left == 0:
-                    answer.over.succeed()
-                    running.remove(answer)
-                if answer.left == 0 or self.world.now - answer.sent >= FLUSH_S:
-                    answer.sent = self.world.now
-                    if not answer.said.triggered:  # else it joins the piece that waits
-                        answer.said.succeed()
+                yield from self.work(ENGINE, number, engine.prefill)
+                self.say(answer)
+            running = [answer for answer in (*running, *arrived) if answer.left]
+            if running:
+                yield from self.spend(ENGINE, number, engine.step + len(running) * engine.row)
+            for answer in running:
+                self.say(answer)
+
+    def say(self, answer: Answer) -> None:
+        """One token more."""
+        answer.left -= 1
+        if answer.left == 0:
+            answer.over.succeed()
+        if answer.left == 0 or self.world.now - answer.sent >= FLUSH_S:
+            answer.sent = self.world.now
+            if not answer.said.triggered:  # else it joins the piece that waits
+                answer.said.succeed()
 
     def background(self) -> Generator[simpy.Event, Any, None]:
         """What the machine does when nobody asks."""
