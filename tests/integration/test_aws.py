@@ -7,48 +7,26 @@ from pathlib import Path
 from typing import Any
 
 import boto3
-import moto
 import pytest
 import yaml
-from ray.autoscaler._private.commands import _bootstrap_config
 from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
+from tests.aws import bootstrapped
 from train.recipe import Recipe
 from train.tune import gpus_wanted
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]  # boto3's and Ray's own
 
 ROOT = Path(__file__).parents[2]
-ASSUMED = {
-    "Version": "2012-10-17",
-    "Statement": [{"Effect": "Allow", "Principal": {"Service": "ec2.amazonaws.com"}, "Action": "sts:AssumeRole"}],
-}
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Any]]:
-    """Our file after `ray up`'s preparations, on an AWS that is empty but for its defaults."""
-    home = tmp_path_factory.mktemp("home")
-    for name in (".ray/auth_token", ".config/mindfu/secrets.sh"):
-        (home / name).parent.mkdir(parents=True)
-        (home / name).touch()
-    with pytest.MonkeyPatch.context() as patch, moto.mock_aws():
-        patch.setenv("HOME", str(home))
-        patch.setenv("AWS_DEFAULT_REGION", "us-east-1")
-        patch.chdir(ROOT)
-        iam = boto3.client("iam")
-        iam.create_role(RoleName="mindfu", AssumeRolePolicyDocument=json.dumps(ASSUMED))
-        policy = (ROOT / "cluster" / "aws_policy.json").read_text()
-        iam.put_role_policy(RoleName="mindfu", PolicyName="mindfu", PolicyDocument=policy)
-        iam.create_instance_profile(InstanceProfileName="mindfu")
-        iam.add_role_to_instance_profile(InstanceProfileName="mindfu", RoleName="mindfu")
-        config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-        image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]  # moto looks nothing up in SSM
-        for told in config["available_node_types"].values():
-            told["node_config"]["ImageId"] = image
-        yield _bootstrap_config(config, no_config_cache=True)
+    """Our file after `ray up`'s preparations."""
+    with bootstrapped(tmp_path_factory.mktemp("home")) as config:
+        yield config
 
 
 def launched(cluster: dict[str, Any], name: str, kind: str) -> dict[str, Any]:
