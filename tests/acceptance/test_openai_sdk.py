@@ -21,7 +21,11 @@ WEATHER: Any = {
     "function": {
         "name": "get_weather",
         "description": "The weather in a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string", "maxLength": 30}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string", "maxLength": 30}},
+            "required": ["city"],
+        },
     },
 }
 FITTING = [capture for capture in captures("/v1/chat/completions") if len(json.dumps(capture.body)) < 2000]
