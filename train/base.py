@@ -134,9 +134,14 @@ def _read_by_transformers(path: Path, folder: Path) -> None:
     import transformers
 
     place = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-    model = transformers.AutoModelForCausalLM.from_pretrained(**place, dtype=torch.bfloat16)
-    model.save_pretrained(folder)
-    transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    dense = transformers.GgufConfig(dequantize=True)  # else it keeps the file's blocks, which it cannot save
+    auto = transformers.AutoModelForCausalLM
+    try:
+        auto.from_pretrained(**place, dtype=torch.bfloat16, quantization_config=dense).save_pretrained(folder)
+        transformers.AutoTokenizer.from_pretrained(**place).save_pretrained(folder)
+    except (RuntimeError, ValueError, KeyError, NotImplementedError) as error:
+        problem = f"transformers cannot read {path} back for training ({error})"
+        raise Misconfigured(SETTING, problem, "Give the folder of its safetensors instead.") from error
 
 
 def _downloaded(name: str, home: Path) -> Path:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from app.errors import InvalidRequest, Misconfigured
+from app.errors import InvalidRequest
 from app.llama.model import Model
 from app.llama.source import DEMO_FILE
 from app.llama.styles import template_of
@@ -167,28 +167,3 @@ def test_a_template_that_swallows_the_answer_is_refused(folder: Path) -> None:
     teacher.replace_template("{% for m in messages %}{{ m.content }}{% endfor %}{{ 'go' if add_generation_prompt }}")
     with pytest.raises(InvalidRequest, match="shows this answer otherwise"):
         teacher.lessons(line({"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}))
-
-
-@pytest.mark.parametrize(
-    ("name", "message"),
-    [
-        ("/nowhere/model.gguf", "there is no file /nowhere/model.gguf"),
-        ("/nowhere", "there is no /nowhere"),
-        (str(Path(__file__).parent), r"holds no config\.json"),
-        (__file__, "is no GGUF file"),
-    ],
-)
-def test_a_base_that_is_missing_is_named_at_once(name: str, message: str) -> None:
-    """With what to give instead."""
-    with pytest.raises(Misconfigured, match=message):
-        base.present(name)
-
-
-def test_the_demo_model_becomes_a_folder_once(tmp_path: Path) -> None:
-    """Known by the content of its file."""
-    made = base.find("demo", tmp_path)
-    assert {file.name for file in made.folder.iterdir()} >= {"config.json", "model.safetensors", "tokenizer.json"}
-    assert made.gguf == DEMO_FILE
-    assert base.find("demo", tmp_path) == made
-    assert len(list((tmp_path / "models").iterdir())) == 1
-    assert base.find(str(made.folder), tmp_path).gguf is None
