@@ -164,6 +164,11 @@ def _model(job: Job, *, bf16: bool, gpu: bool) -> tuple[Any, Any]:
         attn_implementation=attention.install() if recipe.method == "sft" and recipe.packing else "sdpa",
         device_map={"": torch.cuda.current_device()} if gpu else {"": "cpu"},
     )
+    for module in model.modules():
+        # At an evaluation on CPUs with AVX-512 for bf16, bitsandbytes packs 4-bit weights anew, in place, and fails
+        # where a row is no multiple of its block of 64.
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
     return _adapted(model, job), transformers.AutoTokenizer.from_pretrained(job.base)
 
 
