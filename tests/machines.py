@@ -26,6 +26,7 @@ DESK = f"{NETWORK}.254"  # this machine, as they see it
 HOME = Path("~root").expanduser()  # each machine has its own there
 PATH = "/usr/local/bin:/usr/bin:/bin:/usr/sbin:/sbin"
 TOOLS = ("ip", "unshare", "nsenter", "ssh", "ssh-keygen", "/usr/sbin/sshd", "rsync")
+APART = ("unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc")
 BOOT = """set -e
 mount --make-rprivate /
 mkdir -p {folder}/home && mount -t tmpfs -o size=2g tmpfs {folder}/home && mkdir {folder}/home/up {folder}/home/work
@@ -44,8 +45,10 @@ def missing() -> str:
     """Why there can be no such machines here; empty where there can."""
     if os.geteuid() != 0:
         return "making namespaces needs root"
-    away = [tool for tool in TOOLS if shutil.which(tool) is None]
-    return f"not installed: {', '.join(away)}" if away else ""
+    if away := [tool for tool in TOOLS if shutil.which(tool) is None]:
+        return f"not installed: {', '.join(away)}"
+    tried = subprocess.run([*APART, "true"], capture_output=True, text=True, check=False)
+    return f"namespaces cannot be made here: {tried.stderr.strip()}" if tried.returncode else ""
 
 
 class Machine:
@@ -117,8 +120,7 @@ def _booted(name: str, address: str, folder: Path, undo: ExitStack) -> Machine:
     own.mkdir()
     script = BOOT.format(root=HOME, folder=own, name=name, address=address, keys=folder / "keys")
     log = undo.enter_context((own / "boot.log").open("wb"))
-    apart = ["unshare", "--net", "--mount", "--pid", "--uts", "--fork", "--kill-child", "--mount-proc"]
-    outer = subprocess.Popen([*apart, "bash", "-c", script], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
+    outer = subprocess.Popen([*APART, "bash", "-c", script], stdout=log, stderr=log, stdin=subprocess.DEVNULL)
     undo.callback(outer.wait)
     undo.callback(outer.send_signal, signal.SIGKILL)
     process = _awaited(lambda: next(iter(psutil.Process(outer.pid).children()), None), f"{name} begins")

@@ -188,7 +188,7 @@ def folder() -> Iterator[Path]:
 def hosts(folder: Path) -> Iterator[dict[str, Machine]]:
     """The machines, and a PostgreSQL on this one that all of them reach."""
     if reason := missing():
-        pytest.skip(reason)
+        pytest.skip(f"{reason}. What can be tried on loopback addresses is: tests/acceptance/apart/test_from_zero.py")
     with machines(HOSTS, folder) as hosts, postgres(folder / "postgres"):
         yield hosts
     links = subprocess.run(["ip", "-o", "link"], check=True, capture_output=True, text=True).stdout
