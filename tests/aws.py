@@ -35,8 +35,14 @@ def bootstrapped(home: Path) -> Iterator[dict[str, Any]]:
         iam.put_role_policy(RoleName="mindfu", PolicyName="mindfu", PolicyDocument=policy)
         iam.create_instance_profile(InstanceProfileName="mindfu")
         iam.add_role_to_instance_profile(InstanceProfileName="mindfu", RoleName="mindfu")
-        config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
-        image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]  # moto looks nothing up in SSM
-        for told in config["available_node_types"].values():
-            told["node_config"]["ImageId"] = image
-        yield _bootstrap_config(config, no_config_cache=True)
+        yield bootstrap()
+
+
+def bootstrap() -> dict[str, Any]:
+    """What `ray up` makes of our file."""
+    config = yaml.safe_load((ROOT / "cluster.yaml").read_text())
+    image = boto3.client("ec2").describe_images()["Images"][0]["ImageId"]  # moto looks nothing up in SSM
+    for told in config["available_node_types"].values():
+        told["node_config"]["ImageId"] = image
+    prepared: dict[str, Any] = _bootstrap_config(config, no_config_cache=True)
+    return prepared

@@ -13,7 +13,7 @@ from ray.autoscaler._private.providers import _get_node_provider
 from ray.autoscaler._private.resource_demand_scheduler import _default_utilization_scorer, get_nodes_for
 from ray.autoscaler.tags import NODE_KIND_HEAD, NODE_KIND_WORKER, TAG_RAY_NODE_KIND, TAG_RAY_USER_NODE_TYPE
 
-from tests.aws import bootstrapped
+from tests.aws import bootstrap, bootstrapped
 from train.recipe import Recipe
 from train.tune import gpus_wanted
 
@@ -92,8 +92,8 @@ def _scored(resources: dict[str, float], demands: list[dict[str, float]], name: 
     return _default_utilization_scorer(resources, demands, name, node_availability_summary=None)
 
 
-def test_only_mindfus_port_is_open_to_those_who_may_call(cluster: dict[str, Any]):
-    """Beside SSH, which Ray opens, and the nodes among themselves."""
+def doors() -> list[tuple[str, int | None, list[str], int]]:
+    """Of the nodes' security group: protocol, port, networks, groups."""
     groups = boto3.client("ec2").describe_security_groups(Filters=[{"Name": "group-name", "Values": ["mindfu"]}])
     (group,) = groups["SecurityGroups"]
     rules = [
@@ -105,10 +105,26 @@ def test_only_mindfus_port_is_open_to_those_who_may_call(cluster: dict[str, Any]
         )
         for rule in group["IpPermissions"]
     ]
-    assert sorted(rules, key=json.dumps) == sorted(
-        [("-1", None, [], 1), ("tcp", 22, ["0.0.0.0/0"], 0), ("tcp", 11434, ["203.0.113.0/24"], 0)], key=json.dumps
-    )
-    assert launched(cluster, "head", NODE_KIND_HEAD)["SecurityGroups"][0]["GroupId"] == group["GroupId"]
+    return sorted(rules, key=json.dumps)
+
+
+def test_only_mindfus_port_is_open_to_those_who_may_call(cluster: dict[str, Any]):
+    """Beside SSH, which Ray opens, and the nodes among themselves."""
+    mindfu, among = ("tcp", 11434, ["203.0.113.0/24"], 0), ("-1", None, [], 1)
+    assert doors() == [among, mindfu, ("tcp", 22, ["0.0.0.0/0"], 0)]
+    groups = launched(cluster, "head", NODE_KIND_HEAD)["SecurityGroups"]
+    assert [group["GroupName"] for group in groups] == ["mindfu"]
+
+
+def test_ssh_that_was_narrowed_stays_so(cluster: dict[str, Any]):
+    """By the commands of docs/cluster.md; the next `ray up` opens nothing again."""
+    assert cluster
+    mindfu, among = ("tcp", 11434, ["203.0.113.0/24"], 0), ("-1", None, [], 1)
+    ec2, rule = boto3.client("ec2"), {"GroupName": "mindfu", "IpProtocol": "tcp", "FromPort": 22, "ToPort": 22}
+    ec2.revoke_security_group_ingress(**rule, CidrIp="0.0.0.0/0")
+    ec2.authorize_security_group_ingress(**rule, CidrIp="203.0.113.0/24")
+    bootstrap()
+    assert doors() == [among, mindfu, ("tcp", 22, ["203.0.113.0/24"], 0)]
 
 
 def test_every_node_has_the_role_that_starts_nodes_and_uses_the_bucket(cluster: dict[str, Any]):
