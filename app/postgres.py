@@ -11,8 +11,8 @@ first connection that succeeds applies the migrations. So the gateway starts and
 
 import asyncio
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,14 @@ def reaching_postgres() -> Iterator[None]:
         yield
     except AWAY as error:
         raise Unavailable("database", str(error) or type(error).__name__) from error
+
+
+@asynccontextmanager
+async def transaction(pool: asyncpg.Pool) -> AsyncIterator[asyncpg.Connection]:
+    """A connection on which all happens, or nothing. Raises Unavailable."""
+    with reaching_postgres():
+        async with pool.acquire() as connection, connection.transaction():
+            yield connection
 
 
 class Connection(asyncpg.Connection):  # type: ignore[misc]  # asyncpg has no types

@@ -26,7 +26,7 @@ from app.control import Control
 from app.desired import BARE, Adapter, Desired, Serving, TrialKind, Verdict
 from app.errors import Conflict, InvalidRequest, NotFound
 from app.messages import Strict
-from app.postgres import AWAY, reaching_postgres
+from app.postgres import AWAY, reaching_postgres, transaction
 from app.queries import queries
 
 SQL = queries("registry.sql")
@@ -226,11 +226,10 @@ class Registry:
     @asynccontextmanager
     async def change(self) -> AsyncIterator[Editing]:
         """Change the desired state: what the block does becomes one revision, or nothing of it where it raises."""
-        with reaching_postgres():
-            async with self.pool.acquire() as connection, connection.transaction():
-                editing = Editing(connection, await connection.fetchval(SQL["change"]))
-                yield editing
-                await connection.execute(SQL["notify"], str(editing.revision))
+        async with transaction(self.pool) as connection:
+            editing = Editing(connection, await connection.fetchval(SQL["change"]))
+            yield editing
+            await connection.execute(SQL["notify"], str(editing.revision))
 
     async def report(self, id_: UUID, part: Part, revision: int, models: Holdings) -> None:
         """Say what a member holds, and that it is alive."""

@@ -39,6 +39,7 @@ from app.sessions import Sessions
 from app.settings import LLMSettings, Secrets, Settings
 from app.shelves import Shelves
 from app.trials import Trials
+from app.uploads import Uploads
 from app.vllm.settings import VllmSettings
 from app.watching import Watch
 from deployments.answering import Answering
@@ -82,6 +83,7 @@ class Gateway:
     responses: Responses
     sessions: Sessions
     shelves: Shelves
+    uploads: Uploads
     feedback: FeedbackStore
     cards: dict[str, ModelCard]  # by name, the main one first
     _files: tuple[ModelFile, ...]  # in the same order
@@ -315,7 +317,8 @@ class Gateway:
         postgres_url = self.secrets.postgres_url
         async with Recorder.open(postgres_url.get_secret_value() if postgres_url else None, self.home) as recorder:
             self.recorder, self.conversations = recorder, recorder.conversations
-            self.responses, self.shelves = Responses(recorder.pool), Shelves(recorder.pool)
+            self.responses = Responses(recorder.pool)
+            self.shelves, self.uploads = Shelves(recorder.pool), Uploads(recorder.pool)
             self.sessions = Sessions(recorder.pool)
             self.feedback = FeedbackStore(recorder.pool)
             timeout_s = self.settings.gateway.answer_timeout_s

@@ -32,7 +32,6 @@ from app.prepared import Prepared, index_of, new_document
 from app.reading import Reader
 from app.reading_text import clean, clean_title, first_heading
 from app.settings import DocumentSettings, Secrets
-from app.shelves import Shelves
 from app.vectors import Floats, check_name
 from deployments.remembering import Remembering
 from deployments.retriever import Handle
@@ -315,7 +314,7 @@ class Librarian:
 
     async def _shelve(self) -> None:
         """What is put on vector stores is taken in, in the background."""
-        await Shelving(Shelves(await asyncio.shield(self._pool)), self).forever()
+        await Shelving(await asyncio.shield(self._pool), self).forever()
 
     async def _open_documents(self) -> Documents:
         return Documents(await asyncio.shield(self._pool))

@@ -9,9 +9,12 @@ import logging
 import time
 from typing import Protocol
 
+import asyncpg
+
 from app.errors import MindFuError, NotFound, Unavailable, UnsupportedMedia
 from app.messages import Added, Document, Metadata
-from app.shelves import ErrorCode, Shelves, Task, Work
+from app.shelf_work import Task, Work, working
+from app.shelves import ErrorCode
 
 BATCH = 32  # files of one look at the queue
 TOGETHER = 4  # that are on their way at a time; the reader has a bound of its own
@@ -51,8 +54,10 @@ class Takes(Protocol):
 class Shelving:
     """One worker."""
 
-    def __init__(self, shelves: Shelves, librarian: Takes, *, rest_s: float = REST_S, retry_s: float = RETRY_S) -> None:
-        self._shelves, self._librarian = shelves, librarian
+    def __init__(
+        self, pool: asyncpg.Pool, librarian: Takes, *, rest_s: float = REST_S, retry_s: float = RETRY_S
+    ) -> None:
+        self._pool, self._librarian = pool, librarian
         self._rest_s, self._retry_s = rest_s, retry_s
         self._looked_at = float("-inf")
 
@@ -60,7 +65,7 @@ class Shelving:
         """Work until cancelled."""
         while True:
             try:
-                async with self._shelves.working() as work:
+                async with working(self._pool) as work:
                     while work is not None:
                         if not await self.once(work):
                             await asyncio.sleep(self._rest_s)

@@ -26,6 +26,7 @@ from typing import Any, Literal, Self, TypeVar
 import asyncpg
 from pydantic import JsonValue
 
+from app import uploads
 from app.errors import MindFuError, NothingToLearn, NotPromoted, Unavailable
 from app.lending import give_back, lend, lent_to
 from app.postgres import open_pool
@@ -33,7 +34,6 @@ from app.promotion import promote
 from app.registry import Registry, split_name
 from app.runs import BEAT_S, Progress, Run, Runs
 from app.settings import Secrets, home
-from app.shelves import Shelves
 from train import cluster, lines, pipeline, stages
 from train.pipeline import GATHERING, Step, Uploads
 
@@ -357,11 +357,11 @@ def _promoted(desk: Desk, run: Run, result: Mapping[str, JsonValue]) -> dict[str
 
 def _uploads(desk: Desk, run: Run) -> Uploads:
     """The uploaded files of an order, written where stages can read them. Raises NotFound."""
-    order, shelves = run.order, Shelves(desk.pool)
+    order, files = run.order, uploads.Uploads(desk.pool)
     conversations, preferences = list[Path](), list[Path]()
 
     def written(file_id: str) -> tuple[Path, bytes]:
-        kept, data = desk.ask(shelves.content(run.tenant, file_id))
+        kept, data = desk.ask(files.content(run.tenant, file_id))
         suffix = "".join(Path(kept.name).suffixes[-2:]) or ".jsonl"
         path = desk.home / "datasets" / "uploads" / kept.id / f"file{suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)

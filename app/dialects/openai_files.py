@@ -14,7 +14,8 @@ from app.dialects.openai_filters import Filter, check
 from app.dialects.openai_requests import at_most
 from app.errors import InvalidRequest, NotFound, UnsupportedOption
 from app.messages import Passage, Strict
-from app.shelves import Batch, Chunking, Counts, Purpose, Put, Shelf, Shelved, Upload
+from app.shelves import Batch, Chunking, Counts, Put, Shelf, Shelved
+from app.uploads import Purpose, Upload
 
 PURPOSES: tuple[Purpose, ...] = ("assistants", "user_data", "fine-tune")
 OTHERS = frozenset({"batch", "vision", "evals"})  # of OpenAI's, for what there is nothing here

@@ -36,7 +36,7 @@ def routes(gateway: "Gateway") -> APIRouter:
         if len(data) > most:
             raise TooLarge("The file", len(data), most, "bytes", "documents.max_bytes")
         name = file_name(file.filename or "") or "unnamed"
-        work = gateway.shelves.upload(tenant, name, file.content_type, known, data, life)
+        work = gateway.uploads.keep(tenant, name, file.content_type, known, data, life)
         return dialect.upload(await gateway.recorder.read(work))
 
     @router.get("")
@@ -48,7 +48,7 @@ def routes(gateway: "Gateway") -> APIRouter:
         after: str | None = None,
     ) -> Json:
         """The files, the newest first."""
-        found = await gateway.recorder.read(gateway.shelves.uploads(tenant, purpose))
+        found = await gateway.recorder.read(gateway.uploads.all(tenant, purpose))
         return dialect.listed(
             [dialect.upload(one) for one in found], limit=limit, order=order, after=after, before=None
         )
@@ -56,12 +56,12 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.get("/{file_id}")
     async def get(tenant: Tenant, file_id: str) -> Json:
         """One file."""
-        return dialect.upload(await gateway.recorder.read(gateway.shelves.uploaded(tenant, file_id)))
+        return dialect.upload(await gateway.recorder.read(gateway.uploads.one(tenant, file_id)))
 
     @router.get("/{file_id}/content")
     async def content(tenant: Tenant, file_id: str) -> Response:
         """What is in it, as it was sent: to be saved, never to be shown by a browser."""
-        kept, data = await gateway.recorder.read(gateway.shelves.content(tenant, file_id))
+        kept, data = await gateway.recorder.read(gateway.uploads.content(tenant, file_id))
         headers = {
             "content-disposition": f"attachment; filename*=UTF-8''{quote(kept.name, safe='')}",
             "x-content-type-options": "nosniff",
@@ -71,7 +71,7 @@ def routes(gateway: "Gateway") -> APIRouter:
     @router.delete("/{file_id}")
     async def delete(tenant: Tenant, file_id: str) -> Json:
         """Delete a file, and take it off all vector stores."""
-        await gateway.recorder.read(gateway.shelves.delete_upload(tenant, file_id))
+        await gateway.recorder.read(gateway.uploads.delete(tenant, file_id))
         return dialect.deleted("file", file_id)
 
     return router

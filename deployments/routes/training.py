@@ -84,7 +84,7 @@ async def queued(gateway: "Gateway", tenant: str, order: Order, origin: Origin) 
     """A new run. Raises NotFound for an uploaded file that is none, Conflict where training is not installed."""
     require_training()
     for upload in (*order.files, *([order.trusted] if order.trusted else [])):
-        await gateway.recorder.read(gateway.shelves.uploaded(tenant, upload))
+        await gateway.recorder.read(gateway.uploads.one(tenant, upload))
     return await gateway.recorder.read(gateway.runs.add(tenant, order, origin))
 
 

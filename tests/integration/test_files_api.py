@@ -22,6 +22,7 @@ from app.responses import Responses
 from app.settings import DocumentSettings, RagSettings, Settings
 from app.shelves import Shelves
 from app.spool import Spool
+from app.uploads import Uploads
 from deployments.answering import Answering
 from deployments.guard import Guard
 from deployments.librarian import Librarian
@@ -82,6 +83,7 @@ async def library(pool: asyncpg.Pool, postgres_home: Path, tmp_path: Path) -> As
             forgetting=Forgetting(pool),
             feedback=FeedbackStore(pool),
             shelves=Shelves(pool),
+            uploads=Uploads(pool),
             retriever=Handle(search=retriever.search, chunks=retriever.chunks),
             answering=Answering(
                 Handle(generate=answer, measure=measure),

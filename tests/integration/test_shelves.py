@@ -10,6 +10,7 @@ import pytest
 from app.errors import InvalidRequest, NotFound, Unavailable
 from app.ids import new_id
 from app.messages import Added, Document
+from app.shelf_work import working
 from app.shelves import Put, Shelves
 from deployments.shelving import Shelving
 
@@ -65,10 +66,10 @@ def shop(pool: asyncpg.Pool) -> Shop:
     return Shop(pool)
 
 
-async def work(shelves: Shelves, shop: Shop) -> int:
+async def work(shop: Shop) -> int:
     """All that is to do, as a process of its own would do it. Returns how much it was."""
-    worker, done = Shelving(shelves, shop), 0
-    async with shelves.working() as turn:
+    worker, done = Shelving(shop.pool, shop), 0
+    async with working(shop.pool) as turn:
         assert turn is not None
         while some := await worker.once(turn):
             done += some
@@ -77,7 +78,7 @@ async def work(shelves: Shelves, shop: Shop) -> int:
 
 async def on_shelf(shelves: Shelves, *names: str) -> tuple[str, list[str]]:
     """A shelf, and files on their way to it."""
-    files = [(await shelves.upload("us", name, None, "assistants", name.encode(), None)).id for name in names]
+    files = [(await shelves.uploads.keep("us", name, None, "assistants", name.encode(), None)).id for name in names]
     puts = [Put(upload_id=file, attributes={}, chunking=None) for file in files]
     made = await shelves.make("us", name="s", description=None, metadata={}, expires_days=None, puts=puts)
     return made.id, files
@@ -88,11 +89,11 @@ async def test_a_restart_goes_on_with_what_is_to_do(shelves: Shelves, shop: Shop
     shelf, files = await on_shelf(shelves, "a", "b")
     shop.away = True
     with pytest.raises(Unavailable):
-        await work(shelves, shop)
+        await work(shop)
     assert (await shelves.shelf("us", shelf)).status == "in_progress"
     shop.away = False
-    assert await work(shelves, shop) == 2
-    assert await work(shelves, shop) == 0
+    assert await work(shop) == 2
+    assert await work(shop) == 0
     assert {file.status for file in await shelves.files("us", shelf)} == {"completed"}
     assert len(await shelves.searched("us", shelf)) == len(files)
 
@@ -101,19 +102,19 @@ async def test_a_file_that_is_taken_off_while_it_comes_leaves_nothing(shelves: S
     """It is neither found nor kept."""
     shelf, (file,) = await on_shelf(shelves, "a")
     shop.meanwhile = lambda: shelves.take("us", shelf, file)
-    await work(shelves, shop)
+    await work(shop)
     assert (shop.kept, await shelves.files("us", shelf)) == ({}, ())
 
 
 async def test_a_batch_that_is_cancelled_while_it_comes_leaves_nothing(shelves: Shelves, shop: Shop):
     """What was done before stays."""
     shelf, _ = await on_shelf(shelves)
-    file = (await shelves.upload("us", "a", None, "assistants", b"a", None)).id
+    file = (await shelves.uploads.keep("us", "a", None, "assistants", b"a", None)).id
     put = Put(upload_id=file, attributes={}, chunking=None)
     batch = await shelves.put("us", shelf, [put], together=True)
     assert batch is not None
     shop.meanwhile = lambda: shelves.cancel("us", shelf, batch)
-    await work(shelves, shop)
+    await work(shop)
     assert shop.kept == {}
     assert [kept.status for kept in await shelves.files("us", shelf)] == ["cancelled"]
 
@@ -121,8 +122,8 @@ async def test_a_batch_that_is_cancelled_while_it_comes_leaves_nothing(shelves: 
 async def test_a_file_that_is_deleted_before_it_is_read_leaves_its_shelf(shelves: Shelves, shop: Shop):
     """Deleting a file takes it off all shelves, also those that it has not reached."""
     shelf, (file,) = await on_shelf(shelves, "a")
-    await shelves.delete_upload("us", file)
-    await work(shelves, shop)
+    await shelves.uploads.delete("us", file)
+    await work(shop)
     assert (await shelves.files("us", shelf), shop.kept) == ((), {})
 
 
@@ -130,7 +131,7 @@ async def test_a_bug_fails_one_file_and_says_no_more_than_that(shelves: Shelves,
     """Its traceback is in the log; the work goes on."""
     shelf, _ = await on_shelf(shelves, "a")
     shop.broken = True
-    await work(shelves, shop)
+    await work(shop)
     (file,) = await shelves.files("us", shelf)
     assert (file.status, file.error) == ("failed", ("server_error", "An internal error; the server's log has it."))
 
@@ -138,39 +139,39 @@ async def test_a_bug_fails_one_file_and_says_no_more_than_that(shelves: Shelves,
 async def test_what_a_crash_left_on_a_shelf_goes_with_it(shelves: Shelves, shop: Shop):
     """A document that was taken in, and of which nothing was noted any more."""
     shelf, _ = await on_shelf(shelves, "a")
-    await work(shelves, shop)
+    await work(shop)
     await shop.add_file("us", shelf, "orphan")
     await shelves.delete("us", shelf)
-    await work(shelves, shop)
+    await work(shop)
     assert shop.kept == {}
 
 
 async def test_a_document_that_was_deleted_by_itself_is_told_as_failed(shelves: Shelves, shop: Shop):
     """By `DELETE /v1/documents/{id}`, which knows nothing of vector stores; putting the file there anew helps."""
     shelf, (file,) = await on_shelf(shelves, "a")
-    await work(shelves, shop)
+    await work(shop)
     await shop.delete("us", next(iter(shop.kept)))
     kept = await shelves.file("us", shelf, file)
     assert (kept.status, kept.error and kept.error[0]) == ("failed", "server_error")
     assert await shelves.searched("us", shelf) == {}
     await shelves.put("us", shelf, [Put(upload_id=file, attributes={}, chunking=None)])
-    await work(shelves, shop)
+    await work(shop)
     assert (await shelves.file("us", shelf, file)).status == "completed"
 
 
 async def test_what_expires_goes(shelves: Shelves, shop: Shop, pool: asyncpg.Pool):
     """Files, and what vector stores hold; nobody sees a file from that moment on."""
     shelf, (file, other) = await on_shelf(shelves, "a", "b")
-    await work(shelves, shop)
+    await work(shop)
     await pool.execute("update uploads set expires_at = now() where id = $1", file)
     with pytest.raises(NotFound):
-        await shelves.uploaded("us", file)
-    await work(shelves, shop)
+        await shelves.uploads.one("us", file)
+    await work(shop)
     assert [kept.upload_id for kept in await shelves.files("us", shelf)] == [other]
     await pool.execute("update shelves set expires_days = 1, active_at = now() - interval '2 days'")
     with pytest.raises(InvalidRequest, match="expired"):
         await shelves.searched("us", shelf)
-    await work(shelves, shop)
+    await work(shop)
     assert shop.kept == {}
 
 
@@ -190,11 +191,11 @@ async def test_one_worker_works_at_a_time_and_notices_by_itself(shelves: Shelves
         came.set()
 
     shop.meanwhile = noticed
-    working = asyncio.create_task(Shelving(shelves, shop, rest_s=0.01).forever())
+    busy = asyncio.create_task(Shelving(shop.pool, shop, rest_s=0.01).forever())
     await on_shelf(shelves, "a")
     async with asyncio.timeout(10):
         await came.wait()
-    async with shelves.working() as turn:
+    async with working(shop.pool) as turn:
         assert turn is None
-    working.cancel()
-    await asyncio.gather(working, return_exceptions=True)
+    busy.cancel()
+    await asyncio.gather(busy, return_exceptions=True)
