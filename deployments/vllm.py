@@ -43,6 +43,7 @@ class Vllm:
     _layers = LAYERS  # as they are
     _moving: asyncio.Task[None] | None = None  # changes them
     _failed = (-1, "")  # the revision for which vLLM did not start again, and why
+    _broken = ""  # why this replica is to be replaced
     _follower: Follower | None = None
     _pool: asyncpg.Pool | None = None
     _closed = False
@@ -117,6 +118,8 @@ class Vllm:
         """
         if self._closed:
             raise EngineFailed("the replica is closed")
+        if self._broken:
+            raise EngineFailed(self._broken)
         if self._engine is not None:
             self._engine.check()
         if self._follow and self._follower is None:
@@ -152,7 +155,7 @@ class Vllm:
         layers = desired.control.layers.get(name, LAYERS)
         failed_at, reason = self._failed
         refused = STAYS if layers not in {LAYERS, NONE} else reason if failed_at == desired.revision else ""
-        if not refused and layers != self._layers and self._moving is None:
+        if not (refused or self._broken) and layers != self._layers and self._moving is None:
             self._moving = asyncio.create_task(self._move(layers, desired.revision), name="vLLM and its GPUs")
         told = {"layers": self._layers, "refused": refused}
         if self._engine is None or self._moving is not None:
@@ -173,6 +176,8 @@ class Vllm:
             self._layers = layers
         except Misconfigured as error:
             self._failed = (revision, str(error))
+        except Exception as error:  # noqa: BLE001 - whatever it is, a new process may do better
+            self._broken = f"vLLM and its GPUs: {error!r}"
         finally:
             self._moving = None
             if self._follower is not None:

@@ -11,7 +11,7 @@ from engines import answer, asked, until
 
 from app.control import Control
 from app.desired import Desired
-from app.errors import InvalidRequest, Unavailable
+from app.errors import EngineFailed, InvalidRequest, Unavailable
 from app.llama.source import DEMO_FILE
 from app.messages import Sampling
 from app.vllm.settings import VllmSettings
@@ -73,3 +73,22 @@ async def test_a_part_of_the_layers_is_refused(replica: Any):
         await replica.check_layers("m", 7)
     held = (await replica._converge(at(7, 1)))["m"]
     assert (held.layers, "or none" in held.refused) == (-1, True)
+
+
+async def test_a_vllm_that_does_not_start_again_has_its_replica_replaced(replica: Any, monkeypatch: pytest.MonkeyPatch):
+    """It is tried once: another process may do better, this one is not asked again and again."""
+    tried = []
+
+    def started() -> None:
+        tried.append(1)
+        raise RuntimeError("no memory")
+
+    await replica._converge(at(0, 1))
+    await until(lambda: replica._moving is None)
+    monkeypatch.setattr(replica, "_started", started)
+    for _ in range(2):
+        await replica._converge(at(-1, 2))
+        await until(lambda: replica._moving is None)
+    assert tried == [1]
+    with pytest.raises(EngineFailed, match="no memory"):
+        await replica.check_health()
