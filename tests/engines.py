@@ -1,6 +1,7 @@
 """Engines for the tests: on models made on the spot, with what is asked of them and what they say."""
 
 import asyncio
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -56,8 +57,31 @@ async def answer(engine: Engine, request: Generate) -> tuple[str, Done]:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
-    while not condition():  # noqa: ASYNC110 — a thread sets no asyncio event
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 — a thread sets no asyncio event
+            await asyncio.sleep(0.001)
+
+
+def before_each_batch(engine: Engine, look: Callable[[], object]) -> None:
+    """Have something done in the engine's thread, with a batch that is complete and not yet decoded."""
+    decode = engine._context.decode
+
+    def looked() -> int:
+        look()
+        return decode()
+
+    engine._context.decode = looked  # type: ignore[method-assign]
+
+
+@contextmanager
+def held(engine: Engine) -> Iterator[None]:
+    """It decodes nothing before the end."""
+    let = threading.Event()
+    before_each_batch(engine, let.wait)
+    try:
+        yield
+    finally:
+        let.set()
 
 
 async def idle(engine: Engine) -> None:

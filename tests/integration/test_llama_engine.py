@@ -4,12 +4,14 @@ import asyncio
 import contextlib
 import os
 import random
+import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from engines import before_each_batch
 from gguf_factory import chain_model, random_model, vocabulary
 
 from app.deltas import Item, Stream
@@ -92,8 +94,9 @@ async def first(items: AsyncIterator[Delta | Done]) -> Delta | Done:
 
 async def until(condition: Callable[[], bool]) -> None:
     """Wait for what another thread does."""
-    while not condition():  # noqa: ASYNC110 — a thread sets no asyncio event
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while not condition():  # noqa: ASYNC110 — a thread sets no asyncio event
+            await asyncio.sleep(0.001)
 
 
 async def idle(engine: Engine) -> None:
@@ -172,10 +175,15 @@ async def test_a_delta_never_splits_a_character(start: Start, folder: Path):
 
 
 async def test_the_first_delta_comes_at_once_and_the_others_are_joined(start: Start, alphabet_gguf: Path):
-    """With a long flush_s: one token, then all that were made meanwhile."""
-    engine = start(alphabet_gguf, flush_s=1.0)
-    items = [item async for item in engine.generate(asked(max_tokens=40)) if isinstance(item, Delta)]
-    assert [item.tokens for item in items] == [1, 39]
+    """With a long flush_s: one token, which is read before there is a second, then all that were made meanwhile."""
+    engine, read = start(alphabet_gguf), threading.Event()
+    engine._steps._limits = engine._steps._limits._replace(flush_s=60.0)
+    before_each_batch(engine, lambda: engine.stats().generated_tokens and read.wait(30))
+    items = engine.generate(asked(max_tokens=40))
+    sizes = [(await first(items)).tokens]
+    read.set()
+    sizes += [item.tokens async for item in items if isinstance(item, Delta)]
+    assert sizes == [1, 39]
 
 
 async def test_the_same_seed_gives_the_same_text(start: Start, random_gguf: Path):

@@ -1,12 +1,25 @@
 """What requests share on real llama.cpp: beginnings that the cache kept, and the prompt of several answers."""
 
 import asyncio
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from engines import GREEDY, alphabet_model, answer, answers, asked, idle, running, sequences_held, until
+from engines import (
+    GREEDY,
+    alphabet_model,
+    answer,
+    answers,
+    asked,
+    before_each_batch,
+    held,
+    idle,
+    running,
+    sequences_held,
+    until,
+)
 from gguf_factory import Shape, random_model, recurrent_model, sliding_model
 
 from app.llama.engine import Engine
@@ -194,12 +207,12 @@ async def test_neighbours_are_decoded_together(gguf: Path):
     with running(gguf, window=512, speculation=0) as engine:
         alone = [(await answer(engine, request))[0] for request in requests]
     with running(gguf, window=512, speculation=0) as engine:
-        together = [asyncio.create_task(answer(engine, request)) for request in requests]
         places = set[tuple[int, ...]]()
-        while not all(task.done() for task in together):
-            places.add(tuple(sorted(job.sequence for job in tuple(engine._steps._jobs))))
-            await asyncio.sleep(0)
-        assert [(await task)[0] for task in together] == alone
+        before_each_batch(engine, lambda: places.add(tuple(sorted(job.sequence for job in engine._steps._jobs))))
+        with held(engine):
+            together = [asyncio.create_task(answer(engine, request)) for request in requests]
+            await until(lambda: engine.stats().slots_in_use == 4)
+        assert [text for text, _ in await asyncio.gather(*together)] == alone
     assert {(0, 1, 2, 3), (0, 1, 2), (0, 1), (0,)} <= places
 
 
@@ -209,7 +222,7 @@ async def test_choices_are_the_same_for_the_same_seed(engine: Engine):
     texts, _ = await answers(engine, request)
     assert (await answers(engine, request))[0] == texts
     assert (await answer(engine, request.model_copy(update={"n": 1})))[0] == texts[0]
-    drawn, _ = await answers(engine, asked(n=3, max_tokens=20, sampling=Sampling()))
+    drawn, _ = await answers(engine, asked(n=3, max_tokens=40, sampling=Sampling(temperature=2.0)))
     assert len({*drawn, *texts}) == 6
 
 
@@ -250,14 +263,17 @@ async def test_more_answers_than_there_is_room_for_come_in_turns(sizes: dict[str
 async def test_who_leaves_between_answers_takes_the_coming_ones_along(gguf: Path):
     """After the first ones are complete, before the last ones began."""
     with running(gguf, slots=2) as engine:
-        items = engine.generate(asked(n=9, max_tokens=20, sampling=Sampling(seed=1)))
+        left = threading.Event()
+        before_each_batch(engine, lambda: engine.stats().generated_tokens > 3 * 20 and left.wait(30))
+        items = engine.generate(asked(n=9, max_tokens=20, sampling=Sampling(seed=1, ignore_eos=True)))
         async for item in items:
             if isinstance(item, Delta) and item.choice >= 2:
                 break
         await items.aclose()
+        left.set()
         await idle(engine)
         assert engine.stats().cancelled == 1
-        assert engine.stats().generated_tokens < 9 * 20
+        assert engine.stats().generated_tokens < 5 * 20
         assert sequences_held(engine) == engine.stats().kept_sequences
 
 
