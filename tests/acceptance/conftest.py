@@ -9,7 +9,6 @@ import contextlib
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -23,6 +22,7 @@ import pytest
 import yaml
 
 from tests.collector import Collector
+from tests.ports import free_port
 
 ROOT = Path(__file__).parents[2]
 START_S, STOP_S = 180, 90
@@ -101,9 +101,7 @@ def running(
     application["args"]["tools"] |= tools or {}
     for deployment in application["deployments"]:
         deployment.update((deployments or {}).get(deployment["name"], {}))
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = config["http_options"]["port"] = probe.getsockname()[1]
+    port = config["http_options"]["port"] = free_port()
     file = folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     home = folder / "home"

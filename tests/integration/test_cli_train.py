@@ -3,7 +3,6 @@
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +15,7 @@ import pytest
 
 from app.settings import home
 from deployments import cli
+from tests.ports import free_port
 from train.run import log_file
 
 pytestmark = pytest.mark.integration
@@ -98,9 +98,7 @@ def test_what_is_to_be_forgotten_is_named(capsys: pytest.CaptureFixture[str]):
 
 def test_mlflow_shows_its_pages(tmp_path: Path):
     """On this machine alone, over the home's own runs."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     command = [sys.executable, "-m", "deployments.cli", "mlflow", "--port", str(port)]
     place = {**os.environ, "MINDFU_HOME": str(tmp_path), "PYTHONPATH": str(Path(__file__).parents[2])}
     process = subprocess.Popen(
