@@ -1,4 +1,8 @@
-"""Fixtures that several test modules share: real stores, each started once."""
+"""Fixtures that several test modules share: real stores, each started once.
+
+What hypothesis draws is the same in every run. To search on, MINDFU_FUZZ=1 has it draw anew, and ten times as much,
+but where a test says that it is always the same.
+"""
 
 import os
 import socket
@@ -15,8 +19,10 @@ from app.postgres_attachment import start_supervisor
 from app.postgres_home import PostgresHome
 
 os.environ.setdefault("RAY_AUTH_MODE", "token")  # which Ray reads once, when the first test module imports it
-hypothesis.settings.register_profile("mindfu", deadline=None)  # a busy machine is no failure
+FUZZ = bool(os.environ.get("MINDFU_FUZZ"))
+hypothesis.settings.register_profile("mindfu", deadline=None, derandomize=not FUZZ)  # a busy machine is no failure
 hypothesis.settings.load_profile("mindfu")
+USED = "_hypothesis_internal_use_settings"  # by a test; of hypothesis, which has no other way to change them
 
 
 @pytest.fixture(scope="session")
@@ -45,7 +51,10 @@ async def pool(postgres_home: Path) -> AsyncIterator[asyncpg.Pool]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`pytest -m unit` is tests/unit."""
+    """`pytest -m unit` is tests/unit; MINDFU_FUZZ multiplies examples."""
     for item in items:
         if item.path.parent.name == "unit":
             item.add_marker("unit")
+    for function in {getattr(item, "function", None) for item in items} if FUZZ else ():
+        if given := getattr(function, USED, None):
+            setattr(function, USED, hypothesis.settings(given, max_examples=10 * given.max_examples))
