@@ -53,10 +53,11 @@ class Server:
         raise AssertionError(name)
 
     def metric(self, name: str) -> float:
-        """One sample of the Prometheus page."""
+        """One sample of the Prometheus page; not a number where it is not there."""
         with self.http() as http:
             lines = http.get("/metrics").text.splitlines()
-        return next(float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " "))
+        samples = (float(line.rsplit(" ", 1)[1]) for line in lines if line.startswith(name + " "))
+        return next(samples, float("nan"))
 
 
 @pytest.fixture(scope="session")

@@ -35,8 +35,9 @@ def test_an_answer_streamed_and_whole_is_the_same(client: anthropic.Anthropic):
 
 def test_a_tool_is_called_and_its_result_read(client: anthropic.Anthropic):
     """A forced call has the arguments that its schema asks for; the result comes back in the next turn."""
-    asked = {"model": "mindfu-demo", "max_tokens": 200, "tools": [WEATHER]}
-    first = client.messages.create(**asked, messages=QUESTION, tool_choice={"type": "any"})
+    asked = {"model": "mindfu-demo", "max_tokens": 200, "tools": [WEATHER], "extra_body": {"temperature": 0}}
+    one = {"type": "any", "disable_parallel_tool_use": True}
+    first = client.messages.create(**asked, messages=QUESTION, tool_choice=one)
     (call,) = [block for block in first.content if block.type == "tool_use"]
     assert first.stop_reason == "tool_use"
     assert isinstance(call.input["city"], str)

@@ -1,4 +1,4 @@
-"""The client of a few lines that docs/sessions.md shows, run as it stands there."""
+"""The client of a few lines that docs/sessions.md shows, run as it stands there, but for whom it asks, and greedily."""
 
 import re
 import subprocess
@@ -18,7 +18,8 @@ def test_the_client_of_the_documentation_talks(server: Server):
     """Two questions, two answers, one conversation."""
     shown = re.search(r"```python\n(.*?)```", (DOCS / "sessions.md").read_text("utf-8"), re.DOTALL)
     assert shown
-    program = shown[1].replace("http://127.0.0.1:11434", server.url)
+    program = shown[1].replace("http://127.0.0.1:11434", server.url).replace("}]}", '}], "temperature": 0}')
+    assert '"temperature": 0' in program
     typed = "What are you?\nWhat did I ask?\n\n"
     done = subprocess.run(
         [sys.executable, "-c", program], input=typed, capture_output=True, text=True, timeout=120, check=False

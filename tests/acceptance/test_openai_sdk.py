@@ -107,7 +107,7 @@ def test_a_tool_that_must_be_called_is_called_and_its_result_is_read(server: Ser
     """A whole round trip in one conversation, by the official client; the arguments are the schema's."""
     with server.openai() as client:
         asking = client.chat.completions.with_raw_response.create(
-            model=MODEL, messages=HI, tools=[WEATHER], tool_choice="required", max_tokens=200, extra_body={"rag": False}
+            **SHORT | {"max_tokens": 200}, tools=[WEATHER], tool_choice="required", parallel_tool_calls=False
         )
         message: Any = asking.parse().choices[0].message
         (call,) = message.tool_calls
@@ -115,7 +115,7 @@ def test_a_tool_that_must_be_called_is_called_and_its_result_is_read(server: Ser
         assert isinstance(json.loads(call.function.arguments)["city"], str)
         result: Any = {"role": "tool", "tool_call_id": call.id, "content": '{"sky": "clear"}'}
         telling = client.chat.completions.with_raw_response.create(
-            model=MODEL, messages=[*HI, message, result], tools=[WEATHER], max_tokens=16, extra_body={"rag": False}
+            **SHORT | {"messages": [*HI, message, result], "max_tokens": 16}, tools=[WEATHER]
         )
     assert telling.headers["x-conversation-id"] == asking.headers["x-conversation-id"]
 

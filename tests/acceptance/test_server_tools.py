@@ -1,6 +1,7 @@
 """The server's tools in a process of their own, called by the model that comes along."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -58,7 +59,10 @@ def test_a_tools_process_that_dies_is_replaced(server: Server):
     with server.http() as http:
         told = http.post("/chat", json={"messages": ASKED, "enable_tools": ["get_current_directory"], "max_tokens": 20})
         assert told.status_code in {200, 503}
-        listed = http.get("/v1/tools", timeout=90)
+        deadline = time.monotonic() + 90
+        while (listed := http.get("/v1/tools", timeout=90)).status_code != 200:
+            assert time.monotonic() < deadline, listed.text
+            time.sleep(0.5)
         assert {"read_file", "test__plain"} <= {tool["function"]["name"] for tool in listed.json()["data"]}
 
 
