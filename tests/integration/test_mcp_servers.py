@@ -55,7 +55,7 @@ async def until(reached: Callable[[], bool]) -> None:
 @pytest.fixture(scope="module")
 async def program() -> AsyncIterator[McpServer]:
     """A server that is started here."""
-    settings = McpSettings(command=COMMAND, cwd=ROOT, env={"GIVEN": "yes"}, pass_env=("PASSED",), timeout_s=2.0)
+    settings = McpSettings(command=COMMAND, cwd=ROOT, env={"GIVEN": "yes"}, pass_env=("PASSED",), timeout_s=10.0)
     async with connected(settings, PASSED="too", SECRET="never") as server:
         yield server
 
@@ -81,7 +81,7 @@ async def test_its_tools_are_offered_under_its_name_with_their_own_schemas(progr
         ("add", '{"a": "two"}', '"status":"error","error":"'),
         ("add", '{"a": ', '"error":"The arguments are not JSON'),
         ("add", "[1]", '"error":"The arguments must be an object.'),
-        ("hang", "{}", "did not answer within 2 s"),
+        ("hang", "{}", "did not answer within 10 s"),
     ],
 )
 async def test_its_calls_come_to_what_it_says(program, name, arguments, expected):

@@ -85,7 +85,10 @@ async def test_a_promoter_that_is_killed_changes_nothing(cluster: Cluster, postg
     assert await cluster.registry.changes("m") == ()
     cluster.ready.set()
     await until(lambda: cluster.engine.desired.of("m").staged == "v1")
-    await cluster.registry.pool.fetch("select pg_sleep(0.2)")  # until PostgreSQL has seen that it is gone
+    locks = "select count(*) from pg_locks where locktype = 'advisory'"
+    async with asyncio.timeout(20):
+        while await cluster.registry.pool.fetchval(locks):  # noqa: ASYNC110 — until PostgreSQL has seen that it is gone
+            await asyncio.sleep(0.01)
     assert (await promote(cluster.registry, "m", "v1")).champion == "v1"
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
@@ -59,10 +60,20 @@ def cluster() -> Cluster:
 
 @pytest.fixture
 async def gateway(postgres_home: Path, cluster: Cluster) -> AsyncIterator[Whole]:
-    """Opened over it; requests are held for a quarter of a second."""
-    settings = Settings.model_validate({"gateway": {"wake_wait_s": 0.25}})
-    async with whole(postgres_home, settings, cluster, cluster.look) as gateway:
+    """Opened over it; requests are held for a minute."""
+    async with opened(postgres_home, cluster, 60.0) as gateway:
         yield gateway
+
+
+@pytest.fixture
+async def impatient(postgres_home: Path, cluster: Cluster) -> AsyncIterator[Whole]:
+    """The same; requests are held for a quarter of a second."""
+    async with opened(postgres_home, cluster, 0.25) as gateway:
+        yield gateway
+
+
+def opened(home: Path, cluster: Cluster, wake_wait_s: float) -> AbstractAsyncContextManager[Whole]:
+    return whole(home, Settings.model_validate({"gateway": {"wake_wait_s": wake_wait_s}}), cluster, cluster.look)
 
 
 async def test_a_model_that_sleeps_is_not_woken_to_be_looked_at(gateway: Whole, cluster: Cluster):
@@ -93,9 +104,9 @@ async def test_a_request_wakes_it_is_held_and_answered(gateway: Whole, cluster: 
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_request_is_told_how_far_the_node_is(gateway: Whole, stream: bool):
+async def test_a_request_is_told_how_far_the_node_is(impatient: Whole, stream: bool):
     """After the set wait: a 503, when to ask again, and what is waited for; also in place of a stream."""
-    async with gateway.http() as http:
+    async with impatient.http() as http:
         refused = await http.post("/v1/chat/completions", json=ASK | {"stream": stream})
         other = await http.post("/v1/messages", json={**ASK, "max_tokens": 5} | {"rag": False})
     assert (refused.status_code, refused.headers["retry-after"]) == (503, "10")
@@ -103,4 +114,4 @@ async def test_a_request_is_told_how_far_the_node_is(gateway: Whole, stream: boo
     assert refused.json()["progress"]["part"] == "language model"
     assert refused.json()["progress"]["stage"].startswith("waiting for a node")
     assert (other.status_code, other.json()["progress"]["part"]) == (529, "language model")
-    assert gateway.gateway.cards[MODEL].window == WINDOW
+    assert impatient.gateway.cards[MODEL].window == WINDOW

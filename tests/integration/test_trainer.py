@@ -74,7 +74,7 @@ def ended(run: Run) -> bool:
 
 
 async def test_a_run_without_data_fails_with_a_sentence(runs: Runs, children: Children):
-    """In its first second: nobody rated or corrected anything."""
+    """In its first half minute: nobody rated or corrected anything."""
     run = await runs.add("default", Order(), "http")
     done = await until(runs, run, ended, Queue(runs, children))
     assert (done.state, done.error_code) == ("failed", "nothing_to_learn")
@@ -82,7 +82,7 @@ async def test_a_run_without_data_fails_with_a_sentence(runs: Runs, children: Ch
     assert done.error.startswith("Found 0 rated or corrected answers in 0 conversations, needed 1.")
     stages = await runs.stages(run.id)
     assert done.finished_at
-    assert done.finished_at - stages[0].started_at < timedelta(seconds=1)
+    assert done.finished_at - stages[0].started_at < timedelta(seconds=30)
 
 
 async def rated(pool: asyncpg.Pool, count: int, tenant: str = "default") -> None:

@@ -92,8 +92,9 @@ async def test_a_failure_comes_through():
 async def test_beats_keep_a_stream_alive():
     """However long the engine takes."""
     source = Source()
-    asyncio.get_running_loop().call_later(0.2, source.let.set)
-    heard = [item async for batch in living("language model", beating(source.items(), 0.01), 0.1) for item in batch]
+    asyncio.get_running_loop().call_later(2.5, source.let.set)
+    beats = beating(source.items(), 0.01)
+    heard = [item async for batch in living("language model", beats, lost_s=2.0) for item in batch]
     assert [item for item in heard if item != Beat()] == ["a", "b"]
 
 

@@ -1,6 +1,7 @@
 """The calls of one answer: what runs together, what is remembered, and what the model is told when something fails."""
 
 import asyncio
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from app.tools.registry import from_function
 from app.tools.runner import MOST_CALLS, Runner, ToolRun
 
 ANY: Any = None
-CONTEXT = Context(ANY, ANY, ANY, timeout_s=0.05)
+CONTEXT = Context(ANY, ANY, ANY, timeout_s=5)
 
 
 class Tools:
@@ -140,7 +141,8 @@ async def test_what_goes_wrong_in_a_tool_is_told_to_the_model():
         talkative: "The result has 113 characters, at most 99 are told. Ask for less.",
     }
     for function, reason in expected.items():
-        assert await outcome(from_function(function), "", CONTEXT, max_chars=99) == refused(reason)
+        context = replace(CONTEXT, timeout_s=0.05) if function is slow else CONTEXT
+        assert await outcome(from_function(function), "", context, max_chars=99) == refused(reason)
 
 
 async def test_a_result_is_told_as_json():
