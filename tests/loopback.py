@@ -10,7 +10,6 @@ the table of processes, and no cable can be pulled: tests/machines.py has machin
 
 import json
 import os
-import socket
 import subprocess
 import sys
 import time
@@ -28,6 +27,7 @@ import psutil
 from ray.autoscaler._private.fake_multi_node.node_provider import FAKE_HEAD_NODE_ID, FakeMultiNodeProvider
 
 from tests.aws import ROOT, bootstrapped
+from tests.ports import free_port
 
 KEY = "mf-test-key"
 IDLE_MINUTES = 0.1  # then a node leaves
@@ -197,10 +197,3 @@ def _home(home: Path, postgres_url: str) -> Path:
         file.touch(0o600)
         file.write_text(text)
     return home
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -20,6 +20,7 @@ from app.checkup import Finding
 from app.settings import FurtherModel, LLMSettings, Secrets
 from deployments import cli_doctor
 from tests.command import mindfu
+from tests.ports import free_port
 
 pytestmark = pytest.mark.integration
 ROOT = Path(__file__).parents[2]
@@ -31,12 +32,6 @@ def bare(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("MINDFU_HOME", str(tmp_path / "home"))
     for name in [name for name in os.environ if name.startswith("MINDFU_") and name != "MINDFU_HOME"]:
         monkeypatch.delenv(name)
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 def configuration(folder: Path, port: int, **llm: object) -> Path:

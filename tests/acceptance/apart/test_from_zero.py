@@ -24,7 +24,8 @@ from app.postgres_home import PostgresHome
 from app.runs import ENDED
 from tests.cluster.load import Outcome, under_load
 from tests.gguf_factory import random_model
-from tests.loopback import KEY, ROOT, Loopback, free_port, loopback_cluster
+from tests.loopback import KEY, ROOT, Loopback, loopback_cluster
+from tests.ports import free_port
 
 pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]  # Ray's own
 
