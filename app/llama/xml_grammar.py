@@ -4,6 +4,7 @@ A string is written as it is, so of a string's keywords only enum, const, format
 value holds no `</`, so that it ends where the mark behind it begins, and no `<` where its length is bounded.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -17,6 +18,7 @@ from app.messages import JsonSchema
 PLAIN_LETTER = "[^<\\x00-\\x08\\x0B-\\x1F\\x7F]"
 LETTER = f'letter ::= {PLAIN_LETTER} | "<"{{1,8}} [^</\\x00-\\x08\\x0B-\\x1F\\x7F]'
 KEY = "[A-Za-z_] [A-Za-z0-9_-]{0,63}"
+UNNAMED = re.compile(r"[<>\x00-\x1F\x7F]")  # in no name; nor is space at an end of one, which is not read back
 PLAIN = frozenset({"type", "title", "description", "default", "examples", "nullable", "deprecated"})
 HELD = ("enum", "const", "format", "minLength", "maxLength")
 
@@ -58,7 +60,7 @@ class XmlWriter(Writer):
 
     def _parameter(self, schema: JsonSchema, name: Any, required: bool, path: str, marks: Marks) -> str:
         place = f"{path}.properties.{name}"
-        if not isinstance(name, str) or not name or set(name) & set("<>\n"):
+        if not isinstance(name, str) or name != name.strip() or not name or UNNAMED.search(name):
             raise InvalidRequest(f"'{place}' has a name that this model's XML cannot hold.", place)
         own = (schema.get("properties") or {}).get(name, True)
         written = f"{literal(marks.key + name + marks.value)} {self._meaning(schema, name, own, place)}"
@@ -82,10 +84,10 @@ class XmlWriter(Writer):
         for keyword in sorted(set(schema) - PLAIN - set(HELD)):
             self._unsupported(keyword, path, "this model writes strings as they are")
         values = [schema["const"]] if "const" in schema else schema.get("enum")
-        if values and all(isinstance(value, str) and "<" not in value for value in values):
+        if values and all(isinstance(value, str) and not {"<", "\0"} & set(value) for value in values):
             return f"({' | '.join(literal(value) for value in values)})"
         if values:
-            self._unsupported("enum", path, "of texts with <")
+            self._unsupported("enum", path, "of texts with < or NUL")
         if known := FORMATS.get(schema.get("format", "")):
             return self._rule("format", known)
         if "format" in schema:

@@ -222,6 +222,9 @@ def test_any_functions_schema_makes_calls_that_hold(model: Path, family: str, sc
     [
         ({"properties": {"a": {"type": "string", "pattern": "^a$"}}}, "properties.a.pattern"),
         ({"properties": {"a<b": {"type": "string"}}}, "properties.a<b"),
+        ({"properties": {" a": {"type": "string"}}}, "properties. a"),
+        ({"properties": {"\0": {"type": "string"}}}, "properties.\0"),
+        ({"properties": {"a": {"enum": ["x", "\0"]}}}, "properties.a.enum"),
         ({"properties": {"a": {"enum": ["x", 1]}}}, "properties.a.enum"),
         ({"anyOf": [{"properties": {}}]}, "anyOf"),
         ({"minProperties": 1}, "minProperties"),
