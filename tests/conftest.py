@@ -56,5 +56,5 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if item.path.parent.name == "unit":
             item.add_marker("unit")
     for function in {getattr(item, "function", None) for item in items} if FUZZ else ():
-        if given := getattr(function, USED, None):
+        if (given := getattr(function, USED, None)) and not given.derandomize:
             setattr(function, USED, hypothesis.settings(given, max_examples=10 * given.max_examples))
