@@ -15,7 +15,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
@@ -36,7 +36,7 @@ COMMANDS = (
     "head_start_ray_commands", "worker_start_ray_commands",
 )  # fmt: skip
 HEAD_TYPE = "ray.head.default"  # as the provider calls it
-STORE_BYTES = 100_000_000  # the least object store that Ray allows, by about a fourth
+STORE_BYTES = 100_000_000  # a fourth above the least that Ray allows
 FAKED = {  # what Ray reads where nodes are faked and the autoscaler is that of `ray up`
     "RAY_FAKE_CLUSTER": "1",
     "RAY_enable_autoscaler_v2": "1",
@@ -66,14 +66,17 @@ class Loopback:
     dashboard: str
     log: Path
     limits: Mapping[str, int]
+    started: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self, command: str, log: Path) -> subprocess.Popen[bytes]:
         """A command on the head, in the environment of every Ray."""
         with log.open("ab") as output:
-            return subprocess.Popen(
+            process = subprocess.Popen(
                 ["bash", "-c", f". ~/mindfu/cluster/environment.sh && exec {command}"],
                 stdout=output, stderr=output, stdin=subprocess.DEVNULL, env=dict(self.env), cwd=ROOT,
             )  # fmt: skip
+        self.started.append(process)
+        return process
 
     def nodes(self) -> dict[str, str]:
         """The living nodes: their kind, by their address."""
@@ -91,20 +94,36 @@ class Loopback:
         """Have what runs on a node move to others."""
         (node,) = (one["node_id"] for one in self._living() if one["node_ip"] == address)
         why = "--reason DRAIN_NODE_REASON_PREEMPTION --reason-message maintenance --deadline-remaining-seconds 300"
-        self.start(f"ray drain-node --address {self.address} --node-id {node} {why}", self.log).wait(60)
+        draining = self.start(f"ray drain-node --address {self.address} --node-id {node} {why}", self.log)
+        assert draining.wait(60) == 0, self.log.read_text()
 
     def kill(self, address: str) -> None:
-        """Every process of a node at once."""
-        raylet = next(
-            one
-            for one in psutil.process_iter(["name"])
-            if one.info["name"] == "raylet"
-            and f"--node_ip_address={address}" in one.cmdline()
-            and f"--gcs-address={self.address}" in one.cmdline()
-        )
-        for process in [raylet, *raylet.children(recursive=True)]:
-            with suppress(psutil.Error):
-                process.kill()
+        """A node's raylet, and all that it started, at once."""
+        _kill(self._raylets(f"--node_ip_address={address}"))
+
+    def end(self) -> None:
+        """Kill every process of it: its nodes outlive the monitor that began them."""
+        ours = [psutil.Process(one.pid) for one in self.started if one.poll() is None]
+        while found := [*ours, *self._raylets()]:
+            _kill(found)
+            ours = []
+        for one in self.started:
+            one.wait()
+
+    def _raylets(self, *words: str) -> list[psutil.Process]:
+        wanted = {f"--gcs-address={self.address}", *words}
+        return [one for one in psutil.process_iter(["cmdline"]) if wanted <= set(one.info["cmdline"] or ())]
+
+
+def _kill(roots: list[psutil.Process]) -> None:
+    family = list(roots)
+    for root in roots:
+        with suppress(psutil.Error):
+            family += root.children(recursive=True)
+    for process in family:
+        with suppress(psutil.Error):
+            process.kill()
+    psutil.wait_procs(family, timeout=20)
 
 
 @contextmanager
@@ -112,7 +131,8 @@ def loopback_cluster(folder: Path, postgres_url: str) -> Iterator[Loopback]:
     """Its head, with cluster/environment.sh as cluster.yaml has it. At the end nothing of it runs: it is killed."""
     with bootstrapped(folder / "aws") as aws:
         kinds = aws["available_node_types"]
-    gcs, dashboard = free_port(), free_port()
+    gcs = free_port()
+    dashboard = next(port for _ in range(99) if (port := free_port()) != gcs)
     address = f"127.0.0.1:{gcs}"
     (file := folder / "cluster.json").write_text(json.dumps(faked(aws, address)))
     home = _home(folder / "home", postgres_url)
@@ -127,7 +147,8 @@ def loopback_cluster(folder: Path, postgres_url: str) -> Iterator[Loopback]:
         folder / "ray.log",
         {k: v["max_workers"] for k, v in kinds.items()},
     )
-    with TemporaryDirectory(prefix="mf-", dir="/tmp") as scratch:  # sockets lie there: their paths must be short
+    short = TemporaryDirectory(prefix="ray-", dir="/tmp", ignore_cleanup_errors=True)  # sockets lie there
+    with short as scratch:
         head = cluster.start(
             f"ray start --head --block --node-ip-address=127.0.0.1 --port={gcs} --temp-dir={scratch} "
             f"--num-cpus={own['CPU']} --resources='{json.dumps({'head': own['head']})}' "
@@ -139,12 +160,7 @@ def loopback_cluster(folder: Path, postgres_url: str) -> Iterator[Loopback]:
             _await_head(cluster, head)
             yield cluster
         finally:
-            family = [head_process := psutil.Process(head.pid), *head_process.children(recursive=True)]
-            for process in family:
-                with suppress(psutil.Error):
-                    process.kill()
-            head.wait()
-            psutil.wait_procs(family, timeout=20)
+            cluster.end()
 
 
 def _await_head(cluster: Loopback, head: subprocess.Popen[bytes]) -> None:
@@ -164,7 +180,7 @@ def faked(aws: dict[str, Any], address: str) -> dict[str, Any]:
             "resources": {kind: many for kind, many in told["resources"].items() if kind != "memory"}
             | {"object_store_memory": STORE_BYTES},
             "min_workers": told.get("min_workers", 0),
-            "max_workers": told.get("max_workers", 0),
+            "max_workers": told["max_workers"],
             "node_config": {},
             "labels": {"kind": name},
         }

@@ -7,6 +7,7 @@ the same on machines that are apart, which takes root.
 
 import asyncio
 import json
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -22,12 +23,17 @@ import yaml
 from app.postgres import open_pool
 from app.postgres_home import PostgresHome
 from app.runs import ENDED
+from tests.acceptance.conftest import START_S
 from tests.cluster.load import Outcome, under_load
 from tests.gguf_factory import random_model
 from tests.loopback import KEY, ROOT, Loopback, loopback_cluster
 from tests.ports import free_port
 
-pytestmark = [pytest.mark.integration, pytest.mark.filterwarnings("ignore")]  # Ray's own
+pytestmark = [
+    pytest.mark.integration,
+    pytest.mark.filterwarnings("ignore"),  # Ray's own
+    pytest.mark.skipif(sys.platform != "linux", reason="only Linux has all of 127.0.0.0/8 without being asked"),
+]
 
 MODEL = "tiny"
 ASK = {"model": MODEL, "messages": [{"role": "user", "content": "hello"}], "rag": False, "max_tokens": 20}
@@ -65,7 +71,7 @@ class Site:
     def until(self, found: Callable[[], Any], limit_s: float = 120) -> Any:
         """Wait until something is so, and say what it is."""
         deadline = time.monotonic() + limit_s
-        while not (told := found()):
+        while not (told := _or_none(found)):
             assert time.monotonic() < deadline, f"not within {limit_s:.0f} s\n{self.log.read_text()[-5000:]}"
             time.sleep(0.3)
         return told
@@ -78,6 +84,12 @@ class Site:
     def answered(self, http: httpx.Client) -> httpx.Response:
         """A chat, asked again as it is told to, but sooner."""
         return self.until(lambda: (told := http.post("/v1/chat/completions", json=ASK)).status_code != 503 and told)
+
+
+def _or_none(found: Callable[[], Any]) -> Any:
+    """None, too, where an answer is late: the machine may be busy."""
+    with suppress(httpx.HTTPError):
+        return found()
 
 
 def graph(port: int, folder: Path) -> dict[str, Any]:
@@ -105,13 +117,9 @@ def site(tmp_path_factory: pytest.TempPathFactory, postgres_home: Path) -> Itera
         (file := folder / "serve.yaml").write_text(yaml.safe_dump(graph(port, folder)))
         site = Site(cluster, f"http://127.0.0.1:{port}", folder / "serve.log", url)
         serving = cluster.start(f"serve run {file}", site.log)
-        try:
-            site.until(lambda: serving.poll() is not None or site.is_healthy())
-            assert serving.poll() is None, site.log.read_text()
-            yield site
-        finally:
-            serving.kill()  # its replicas end with their nodes
-            serving.wait()
+        site.until(lambda: serving.poll() is not None or site.is_healthy(), START_S)
+        assert serving.poll() is None, site.log.read_text()
+        yield site
 
 
 def test_a_chat_brings_a_gpu_node_and_it_leaves(site: Site):
@@ -126,8 +134,7 @@ def test_a_chat_brings_a_gpu_node_and_it_leaves(site: Site):
         assert early.json()["progress"]["stage"]
         answer = site.answered(http)
         assert answer.status_code == 200, answer.text
-        assert sum(site.kinds().values()) == 1
-        assert set(site.kinds()) < SERVING
+        assert [(kind in SERVING, many) for kind, many in site.kinds().items()] == [(True, 1)]
         site.until(lambda: http.get("/health").json()["parts"]["llm"] == "asleep")
         site.until(lambda: not site.kinds())
 
@@ -149,6 +156,7 @@ def test_training_brings_its_own_gpu_node_beside_serving_within_the_limits(site:
     order = {"parameters": {"validate": {"redact": False}, "tune": QUICK}, "until": "tune"}
     wanted = "ray.remote(lambda: 0).options(num_gpus=1, resources={'train': 1000}).remote()"  # the whole of a node
     script = f"import ray; ray.init(log_to_driver=False); ray.get([{wanted}, {wanted}])"
+    site.seen.clear()
     with site.http() as http:
         upload = {"file": ("shop.jsonl", shop())}
         file = http.post("/v1/files", files=upload, data={"purpose": "fine-tune"}).raise_for_status().json()["id"]
@@ -191,12 +199,13 @@ def test_a_gpu_node_that_dies_ends_its_own_streams_only_and_another_comes(site: 
         before = set(site.cluster.nodes())
         moment = time.monotonic()
         site.cluster.kill(site.replicas()[0])
+        died = time.monotonic()
         site.until(lambda: load.complete_since(moment) > 12)
         site.until(lambda: set(site.cluster.nodes()) - before and len(site.replicas()) == 2)
     failed = load.failed()
     assert load.count()["cut"] == 0, failed
     assert len(failed) <= load.clients, failed
-    assert all(outcome.began < moment + 5 for outcome in failed), failed
+    assert all(outcome.began < died + 5 for outcome in failed), failed
     assert asyncio.run(recorded(site, load.outcomes)) == load.answered()
 
 
