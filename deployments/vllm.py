@@ -5,6 +5,7 @@ prefix, queue bounds, and GPUs, all of them options of this deployment. vLLM is 
 """
 
 import asyncio
+import logging
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 from pathlib import Path
@@ -25,6 +26,8 @@ from app.vllm.engine import Engine
 from app.vllm.settings import LAYERS, VllmSettings
 from app.vllm.source import locate, present, weights_bytes
 from app.vllm.start import require_vllm
+
+logger = logging.getLogger(__name__)
 
 NONE = 0  # layers: the GPUs are free, and nobody answers
 AGAIN_S = 30.0  # after which to ask again
@@ -74,7 +77,9 @@ class Vllm:
 
     @property
     def engine(self) -> Engine:
-        """The one that answers. Raises Unavailable while its GPUs are lent."""
+        """The one that answers. Raises Unavailable while its GPUs are lent, EngineFailed where it stays away."""
+        if self._broken:
+            raise EngineFailed(self._broken)
         if self._engine is None:
             raise Unavailable("language model", AWAY, AGAIN_S)
         return self._engine
@@ -176,8 +181,9 @@ class Vllm:
             self._layers = layers
         except Misconfigured as error:
             self._failed = (revision, str(error))
-        except Exception as error:  # noqa: BLE001 - whatever it is, a new process may do better
-            self._broken = f"vLLM and its GPUs: {error!r}"
+        except Exception as error:  # whatever it is, a new process may do better
+            logger.exception("vLLM and its GPUs")
+            self._broken = f"vLLM did not end, or did not start again: {error!r}"
         finally:
             self._moving = None
             if self._follower is not None:

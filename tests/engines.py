@@ -55,9 +55,9 @@ async def answer(engine: Engine, request: Generate) -> tuple[str, Done]:
     return text, done
 
 
-async def until(condition: Callable[[], bool]) -> None:
+async def until(condition: Callable[[], bool], limit_s: float = 30) -> None:
     """Wait for what another thread does."""
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(limit_s):
         while not condition():  # noqa: ASYNC110 — a thread sets no asyncio event
             await asyncio.sleep(0.001)
 

@@ -51,7 +51,7 @@ async def test_vllm_ends_when_its_answers_have_and_starts_again(replica: Any):
             await answer(replica, asked())
         rest = [item async for item in running]
     assert rest[-1].finish_reason == "length"
-    await until(lambda: replica._moving is None)
+    await until(lambda: replica._moving is None, 300)
     assert (await replica._converge(at(0, 1)))["m"].layers == 0
     assert (await replica.files())[0].layers == 0
     await replica.check_health()
@@ -59,7 +59,7 @@ async def test_vllm_ends_when_its_answers_have_and_starts_again(replica: Any):
     with pytest.raises(Unavailable):
         await replica.measure(asked(), ())
     await replica._converge(at(-1, 2))
-    await until(lambda: replica._moving is None)
+    await until(lambda: replica._moving is None, 300)
     assert (await replica._converge(at(-1, 2)))["m"].layers == -1
     assert replica.engine._llm is not process
     assert (await answer(replica, asked("What is Python?", max_tokens=16)))[0] == before
@@ -84,11 +84,11 @@ async def test_a_vllm_that_does_not_start_again_has_its_replica_replaced(replica
         raise RuntimeError("no memory")
 
     await replica._converge(at(0, 1))
-    await until(lambda: replica._moving is None)
+    await until(lambda: replica._moving is None, 300)
     monkeypatch.setattr(replica, "_started", started)
     for _ in range(2):
         await replica._converge(at(-1, 2))
-        await until(lambda: replica._moving is None)
+        await until(lambda: replica._moving is None, 300)
     assert tried == [1]
     with pytest.raises(EngineFailed, match="no memory"):
         await replica.check_health()
