@@ -89,8 +89,7 @@ class Work:
             for upload in await self._connection.fetch(SQL["expired_uploads"]):
                 with suppress(NotFound):
                     await self._uploads.delete(show(upload["tenant"]), show(upload["id"]))
-            for shelf in await self._connection.fetch(SQL["expired_shelves"]):
-                await self._connection.execute(SQL["clear_shelf"], shelf["id"])
+            await self._connection.execute(SQL["expire_shelves"])
 
     async def empty(self) -> tuple[tuple[str, str], ...]:
         """Shelves that were deleted and are empty: tenant and id."""

@@ -32,16 +32,14 @@ update shelved set document_id = null where shelf_id = $1 and upload_id = $2
 -- left: nothing is left of a file on a shelf
 delete from shelved where shelf_id = $1 and upload_id = $2 and status = 'leaving'
 
--- expired_shelves: whose time is over, and which still hold something
-select id from shelves
-where not deleted and expires_days is not null and active_at + make_interval(days => expires_days) <= now()
-  and exists (select from shelved where shelf_id = shelves.id and status <> 'leaving')
+-- expire_shelves: files of those whose time is over leave
+update shelved set status = 'leaving', asked_at = clock_timestamp()
+from shelves
+where shelves.id = shelf_id and not deleted and expires_days is not null and status <> 'leaving'
+  and active_at + make_interval(days => expires_days) <= now()
 
 -- empty: shelves that were deleted and are empty
 select id, tenant from shelves where deleted and not exists (select from shelved where shelf_id = shelves.id) limit 100
 
 -- sweep: such a shelf itself
 delete from shelves where id = $1 and deleted
-
--- clear_shelf: all of its files leave
-update shelved set status = 'leaving', asked_at = clock_timestamp() where shelf_id = $1 and status <> 'leaving'

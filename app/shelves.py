@@ -103,10 +103,10 @@ class Put(Strict):
 
 
 class Shelves:
-    """The shelves of one database. Closing the pool is its owner's. uploads: files to put there; most_files: of one."""
+    """The shelves of one database. Closing the pool is its owner's. most_files: of one."""
 
     def __init__(self, pool: asyncpg.Pool, *, most_files: int = MOST_FILES) -> None:
-        self._pool, self._most_files, self.uploads = pool, most_files, Uploads(pool)
+        self._pool, self._most_files, self._uploads = pool, most_files, Uploads(pool)
 
     async def make(
         self,
@@ -119,7 +119,7 @@ class Shelves:
         puts: Sequence[Put],
     ) -> Shelf:
         """A new shelf, with some files on their way to it."""
-        known = await self.uploads.several(tenant, [put.upload_id for put in puts])
+        known = await self._uploads.several(tenant, [put.upload_id for put in puts])
         shelf_id, now = new_id("vs_"), datetime.now(UTC)
         facts = (shelf_id, hide(tenant), hide(name), description and hide(description), _json(metadata))
         async with transaction(self._pool) as connection:
@@ -169,7 +169,7 @@ class Shelves:
         Raises InvalidRequest for a shelf that is expired or full.
         """
         shelf = await self.usable(tenant, shelf_id)
-        known = await self.uploads.several(tenant, [put.upload_id for put in puts])
+        known = await self._uploads.several(tenant, [put.upload_id for put in puts])
         if sum(shelf.counts) + len(puts) > self._most_files:
             has, most = sum(shelf.counts), self._most_files
             message = f"The vector store holds {has} files, {len(puts)} are to come, {most} may be."

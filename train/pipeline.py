@@ -43,7 +43,7 @@ class Step(NamedTuple):
     files: Mapping[str, Path]
 
 
-class Uploads(NamedTuple):
+class Written(NamedTuple):
     """Uploaded files of an order, where they were written. conversations: to convert; preferences: folders of them."""
 
     conversations: tuple[Path, ...] = ()
@@ -51,7 +51,7 @@ class Uploads(NamedTuple):
     trusted: Path | None = None
 
 
-def steps(order: Order, uploads: Uploads) -> tuple[Step, ...]:
+def steps(order: Order, uploads: Written) -> tuple[Step, ...]:
     """What a run does, in order, up to `order.until`. Raises InvalidRequest where there is nothing to learn from."""
     gathered: list[Step] = []
     if order.conversations:
@@ -159,7 +159,7 @@ def _numbered(given: Sequence[Any], *, behind: Sequence[Any] = ()) -> dict[str, 
     return {"data" if number == 1 else f"data.{number}": one for number, one in enumerate(given, first)}
 
 
-def _files(order: Order, uploads: Uploads, stage: StageName) -> dict[str, Path]:
+def _files(order: Order, uploads: Written, stage: StageName) -> dict[str, Path]:
     """Further files that a stage was given."""
     found = {
         name.partition(".")[2]: Path(path) for name, path in order.inputs.items() if name.partition(".")[0] == stage

@@ -26,7 +26,6 @@ from typing import Any, Literal, Self, TypeVar
 import asyncpg
 from pydantic import JsonValue
 
-from app import uploads
 from app.errors import MindFuError, NothingToLearn, NotPromoted, Unavailable
 from app.lending import give_back, lend, lent_to
 from app.postgres import open_pool
@@ -34,8 +33,9 @@ from app.promotion import promote
 from app.registry import Registry, split_name
 from app.runs import BEAT_S, Progress, Run, Runs
 from app.settings import Secrets, home
+from app.uploads import Uploads
 from train import cluster, lines, pipeline, stages
-from train.pipeline import GATHERING, Step, Uploads
+from train.pipeline import GATHERING, Step, Written
 
 LOGS = "logs"  # beneath <home>/runs: what each run prints
 AWAY_S = 600.0  # that a stage or a word may wait for PostgreSQL
@@ -355,9 +355,9 @@ def _promoted(desk: Desk, run: Run, result: Mapping[str, JsonValue]) -> dict[str
     return {"promoted": True}
 
 
-def _uploads(desk: Desk, run: Run) -> Uploads:
+def _uploads(desk: Desk, run: Run) -> Written:
     """The uploaded files of an order, written where stages can read them. Raises NotFound."""
-    order, files = run.order, uploads.Uploads(desk.pool)
+    order, files = run.order, Uploads(desk.pool)
     conversations, preferences = list[Path](), list[Path]()
 
     def written(file_id: str) -> tuple[Path, bytes]:
@@ -378,7 +378,7 @@ def _uploads(desk: Desk, run: Run) -> Uploads:
             lines.save(folder / pipeline.PREFERENCES, pairs)
             preferences.append(folder)
     trusted = _trusted(*written(order.trusted)) if order.trusted else None
-    return Uploads(tuple(conversations), tuple(preferences), trusted)
+    return Written(tuple(conversations), tuple(preferences), trusted)
 
 
 def preferred(data: bytes) -> list[str] | None:

@@ -12,6 +12,7 @@ from app.ids import new_id
 from app.messages import Added, Document
 from app.shelf_work import working
 from app.shelves import Put, Shelves
+from app.uploads import Uploads
 from deployments.shelving import Shelving
 
 pytestmark = pytest.mark.integration
@@ -66,6 +67,10 @@ def shop(pool: asyncpg.Pool) -> Shop:
     return Shop(pool)
 
 
+def uploads_of(shelves: Shelves) -> Uploads:
+    return Uploads(shelves._pool)
+
+
 async def work(shop: Shop) -> int:
     """All that is to do, as a process of its own would do it. Returns how much it was."""
     worker, done = Shelving(shop.pool, shop), 0
@@ -78,7 +83,7 @@ async def work(shop: Shop) -> int:
 
 async def on_shelf(shelves: Shelves, *names: str) -> tuple[str, list[str]]:
     """A shelf, and files on their way to it."""
-    files = [(await shelves.uploads.keep("us", name, None, "assistants", name.encode(), None)).id for name in names]
+    files = [(await uploads_of(shelves).keep("us", name, None, "assistants", name.encode(), None)).id for name in names]
     puts = [Put(upload_id=file, attributes={}, chunking=None) for file in files]
     made = await shelves.make("us", name="s", description=None, metadata={}, expires_days=None, puts=puts)
     return made.id, files
@@ -109,7 +114,7 @@ async def test_a_file_that_is_taken_off_while_it_comes_leaves_nothing(shelves: S
 async def test_a_batch_that_is_cancelled_while_it_comes_leaves_nothing(shelves: Shelves, shop: Shop):
     """What was done before stays."""
     shelf, _ = await on_shelf(shelves)
-    file = (await shelves.uploads.keep("us", "a", None, "assistants", b"a", None)).id
+    file = (await uploads_of(shelves).keep("us", "a", None, "assistants", b"a", None)).id
     put = Put(upload_id=file, attributes={}, chunking=None)
     batch = await shelves.put("us", shelf, [put], together=True)
     assert batch is not None
@@ -122,7 +127,7 @@ async def test_a_batch_that_is_cancelled_while_it_comes_leaves_nothing(shelves: 
 async def test_a_file_that_is_deleted_before_it_is_read_leaves_its_shelf(shelves: Shelves, shop: Shop):
     """Deleting a file takes it off all shelves, also those that it has not reached."""
     shelf, (file,) = await on_shelf(shelves, "a")
-    await shelves.uploads.delete("us", file)
+    await uploads_of(shelves).delete("us", file)
     await work(shop)
     assert (await shelves.files("us", shelf), shop.kept) == ((), {})
 
@@ -165,7 +170,7 @@ async def test_what_expires_goes(shelves: Shelves, shop: Shop, pool: asyncpg.Poo
     await work(shop)
     await pool.execute("update uploads set expires_at = now() where id = $1", file)
     with pytest.raises(NotFound):
-        await shelves.uploads.one("us", file)
+        await uploads_of(shelves).one("us", file)
     await work(shop)
     assert [kept.upload_id for kept in await shelves.files("us", shelf)] == [other]
     await pool.execute("update shelves set expires_days = 1, active_at = now() - interval '2 days'")

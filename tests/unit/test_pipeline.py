@@ -12,14 +12,14 @@ from app.runs import Order
 from tests.work import work_s
 from train import pipeline
 from train.export import Export
-from train.pipeline import Uploads
+from train.pipeline import Written
 from train.recipe import Recipe
 from train.run import preferred
 
-NONE = Uploads()
+NONE = Written()
 
 
-def names(order: Order, uploads: Uploads = NONE) -> list[str]:
+def names(order: Order, uploads: Written = NONE) -> list[str]:
     return [step.name for step in pipeline.steps(order, uploads)]
 
 
@@ -38,7 +38,7 @@ def test_a_run_goes_from_conversations_to_a_version():
 def test_everything_that_is_named_is_gathered_and_merged(tmp_path: Path):
     """Conversations, files, a data set and uploads are one data set behind `validate`."""
     order = Order(paths=("/a.csv", "/b"), dataset="org/name")
-    uploads = Uploads((Path("/u.jsonl"),), (Path("/pairs"),))
+    uploads = Written((Path("/u.jsonl"),), (Path("/pairs"),))
     told = pipeline.steps(order, uploads)
     assert [step.name for step in told[:5]] == ["export", "convert", "convert.2", "convert.3", "convert.4"]
     assert [step.files.get("data") for step in told[1:5]] == [Path("/a.csv"), Path("/b"), Path("/u.jsonl"), None]
@@ -71,7 +71,7 @@ def test_a_run_on_nothing_is_refused():
 
 def test_further_files_go_to_their_stage():
     """By the stage's name and the input's."""
-    steps = pipeline.steps(Order(inputs={"evaluate.regression": "/r.jsonl"}), Uploads(trusted=Path("/t.jsonl")))
+    steps = pipeline.steps(Order(inputs={"evaluate.regression": "/r.jsonl"}), Written(trusted=Path("/t.jsonl")))
     given = {step.name: dict(step.files) for step in steps if step.files}
     assert given == {"evaluate": {"regression": Path("/r.jsonl"), "trusted": Path("/t.jsonl")}}
 
