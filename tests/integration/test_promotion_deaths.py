@@ -15,7 +15,7 @@ from app.desired import Desired
 from app.following import Follower
 from app.postgres_home import PostgresHome
 from app.promotion import promote
-from app.registry import Holding, Holdings, Registry
+from app.registry import SQL, Holding, Holdings, Registry
 
 pytestmark = pytest.mark.integration
 
@@ -85,10 +85,10 @@ async def test_a_promoter_that_is_killed_changes_nothing(cluster: Cluster, postg
     assert await cluster.registry.changes("m") == ()
     cluster.ready.set()
     await until(lambda: cluster.engine.desired.of("m").staged == "v1")
-    locks = "select count(*) from pg_locks where locktype = 'advisory'"
-    async with asyncio.timeout(20):
-        while await cluster.registry.pool.fetchval(locks):  # noqa: ASYNC110 — until PostgreSQL has seen that it is gone
+    async with asyncio.timeout(20), cluster.registry.pool.acquire() as connection:
+        while not await connection.fetchval(SQL["try_lock"], "m"):  # noqa: ASYNC110 — PostgreSQL sees that it is gone
             await asyncio.sleep(0.01)
+        await connection.execute(SQL["unlock"], "m")
     assert (await promote(cluster.registry, "m", "v1")).champion == "v1"
 
 
