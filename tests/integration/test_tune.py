@@ -11,6 +11,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+import bitsandbytes
 import psutil
 import pytest
 import torch
@@ -107,6 +108,11 @@ class Told:
 
     def of(self, name: str) -> list[float]:
         return [numbers[name] for numbers in self.numbers if name in numbers]
+
+
+def test_what_is_switched_off_of_bitsandbytes_is_there():
+    """On any CPU: where it is called otherwise one day, QLoRA fails on some (train/fitting.py)."""
+    assert hasattr(bitsandbytes.nn.Linear4bit(64, 64), "support_avx512bf16_for_cpu")
 
 
 @pytest.mark.parametrize(
