@@ -153,9 +153,8 @@ def plan_of(measured: Measured, *, rag: bool, seconds: float = 10.0) -> Plan:
     told = World(plan, crowd.clients).run(seconds).cpu
     same = dict.fromkeys(STATIONS, 0.0) | {ENGINE: engine.prefill}
     changing = {name: (crowd.cpu[name] - same[name], told[name] - same[name]) for name in STATIONS}
-    return replace(
-        plan, crowded={name: seen / simulated if simulated > 0 else 1.0 for name, (seen, simulated) in changing.items()}
-    )
+    crowded = {name: max(0.0, seen / alone) if alone > 0 else 1.0 for name, (seen, alone) in changing.items()}
+    return replace(plan, crowded=crowded)
 
 
 class Machine:
