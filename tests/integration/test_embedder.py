@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from app import embedding_source
 from app.embedding import EmbeddingModel, mean
 from app.embedding_openvino import OpenVINONetwork, converted, key
 from app.embedding_source import BUNDLED, bundled
-from app.embedding_torch import TorchNetwork
+from app.embedding_torch import TorchNetwork, has_bf16
 from app.errors import InvalidRequest, Misconfigured
 from app.settings import EmbeddingSettings
 from app.vectors import Floats, Space
@@ -134,8 +135,9 @@ async def test_a_long_passage_is_the_mean_of_its_windows(embedder: Embedder):
     model = embedder._model
     windows = model.windows(model.tokens(head, "document"))
     assert [len(window) for window in windows] == [202, 202, 202]  # 600 = 3 × 200, each with [CLS] and [SEP]
-    np.testing.assert_allclose(without, mean(model.forward(windows)), atol=1e-5)
-    np.testing.assert_allclose(model.embed_passages([head]), [without], atol=1e-5)
+    near = 1e-5 if "32" in model.backend else 1e-3  # of bfloat16, as some CPUs compute, batches of other sizes differ
+    np.testing.assert_allclose(without, mean(model.forward(windows)), atol=near)
+    np.testing.assert_allclose(model.embed_passages([head]), [without], atol=near)
 
 
 async def test_an_api_text_beyond_the_model_is_refused_with_both_numbers(embedder: Embedder):
@@ -199,7 +201,8 @@ def test_a_model_that_is_not_there_is_named(name: str, monkeypatch: pytest.Monke
 def test_without_a_folder_for_its_form_openvino_gives_way_and_the_log_says_why(caplog: pytest.LogCaptureFixture):
     """`auto` never fails for want of the faster backend. Here by path, as any sentence-transformers folder will do."""
     model = EmbeddingModel.load(str(bundled()), threads=1)
-    assert (model.space.dimension, model.backend) == (384, "PyTorch, cpu, float32")
+    kind = "bfloat16" if has_bf16() else "float32"
+    assert (model.space.dimension, model.backend) == (384, f"PyTorch, cpu, {kind}")
     assert "not on OpenVINO: there is no folder to keep its form of the model in" in caplog.text
 
 
@@ -225,7 +228,9 @@ def test_a_backend_that_computes_something_else_is_not_used(
     forward = OpenVINONetwork.forward
     monkeypatch.setattr(OpenVINONetwork, "forward", lambda *given: np.roll(forward(*given), 1, axis=1))
     assert "PyTorch" in EmbeddingModel.load(BUNDLED, threads=1, cache=home / "embedding").backend
-    assert "OpenVINO, cpu, f32 does not compute all-MiniLM-L6-v2 as sentence-transformers does" in caplog.text
+    assert re.search(
+        r"OpenVINO, cpu, b?f\d\d does not compute all-MiniLM-L6-v2 as sentence-transformers does", caplog.text
+    )
 
 
 def test_bfloat16_keeps_the_vectors(monkeypatch: pytest.MonkeyPatch, reference: Floats):

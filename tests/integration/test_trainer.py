@@ -199,8 +199,10 @@ async def test_the_trainer_takes_up_what_another_one_left(home: Path, runs: Runs
 
 
 class Clock:
+    """Tomorrow noon, so that a run that was made just now is of the past."""
+
     def __init__(self) -> None:
-        self.time = datetime(2026, 11, 20, 12, tzinfo=UTC)
+        self.time = datetime.now(UTC).replace(hour=12, minute=0, second=0, microsecond=0) + timedelta(days=1)
 
     def __call__(self) -> datetime:
         return self.time
