@@ -29,6 +29,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import asyncpg
@@ -49,15 +50,24 @@ ENGINE = "LlamaCpp"  # in the name of its replica's process
 OWN_PROXY = {"RAY_SERVE_ENABLE_HA_PROXY": "0"}  # Serve's own, in Python
 
 
+COLUMNS = ("way", "p50 ms", "p99 ms", "added p50 ms", "added, first token ms", "requests/s", "CPU ms", "per core",
+           "without idle")  # fmt: skip
+HEAD = f"\n| {' | '.join(COLUMNS)} |\n|{'---|' * len(COLUMNS)}"
+
+
 @dataclass(frozen=True)
 class Way:
-    """One way to the engine. mark: what the command lines of its processes hold that are no children of `pid`."""
+    """One way to the engine, whose processes have `engine` in their command lines.
+
+    mark: what the command lines of its processes hold that are no children of `pid`.
+    """
 
     name: str
     port: int
     pid: int
     key: str = ""
     mark: str = ""
+    engine: str = ENGINE
 
 
 @dataclass(frozen=True)
@@ -98,7 +108,7 @@ async def ask(http: aiohttp.ClientSession, way: Way, *, stream: bool) -> Timed:
 
 def processes(way: Way) -> list[psutil.Process]:
     """All of a way but its engine, and but this one."""
-    return [one for one in everything(way) if ENGINE not in line(one)]
+    return [one for one in everything(way) if way.engine not in line(one)]
 
 
 def everything(way: Way) -> list[psutil.Process]:
@@ -209,11 +219,14 @@ async def litellm(direct: Way, folder: Path) -> AsyncIterator[Way]:
 
 
 @asynccontextmanager
-async def mindfu(model: str, folder: Path, name: str, further: dict[str, str] | None = None) -> AsyncIterator[Way]:
-    """The whole graph, as a user starts it, with a key. further: of the environment."""
-    config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
-    config["http_options"]["port"] = PORT + 3
-    config["applications"][0]["args"]["llm"] |= {"model": model, "threads": 1}
+async def mindfu(
+    model: str, folder: Path, name: str, further: dict[str, str] | None = None, config: dict[str, Any] | None = None
+) -> AsyncIterator[Way]:
+    """The whole graph, as a user starts it, with a key. further: of the environment; config: another one."""
+    if config is None:
+        config = yaml.safe_load((ROOT / "serve_config.yaml").read_text())
+        config["applications"][0]["args"]["llm"] |= {"model": model, "threads": 1}
+    config.setdefault("http_options", {})["port"] = PORT + 3
     file = folder / "serve_config.yaml"
     file.write_text(yaml.safe_dump(config))
     environment = {**os.environ, **(further or {}), "MINDFU_HOME": str(folder / "home")}
@@ -281,11 +294,9 @@ async def main() -> None:
     options = parser.parse_args()
     print(f"{platform.processor() or platform.machine()}, {os.cpu_count()} CPUs, load {os.getloadavg()[0]:.1f}")
     print(f"{options.requests} requests of {TOKENS} tokens; the crowd is {options.clients} clients")
-    timed = ("way", "p50 ms", "p99 ms", "added p50 ms", "added, first token ms")
-    columns = (*timed, "requests/s", "CPU ms", "per core", "without idle")
     with tempfile.TemporaryDirectory() as scratch:
         print(f"a commit takes {1000 * fdatasync(Path(scratch)):.1f} ms")
-    print(f"\n| {' | '.join(columns)} |\n|{'---|' * len(columns)}", flush=True)
+    print(HEAD, flush=True)
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)
         model = chain_model(folder / "digits.gguf", [vocabulary()[0].index(digit) for digit in "0123456789"])
