@@ -1,6 +1,5 @@
 """From zero: a node comes when something is asked for, and leaves when nothing is."""
 
-import json
 import time
 from typing import Any
 
@@ -8,6 +7,7 @@ import pytest
 
 from app.runs import ENDED
 from tests.cluster.conftest import MODEL, Cluster
+from tests.shop import shop
 
 pytestmark = [pytest.mark.cluster, pytest.mark.filterwarnings("ignore")]
 
@@ -96,18 +96,6 @@ def test_a_training_run_takes_a_node_of_its_own_while_people_chat(asleep: Cluste
     assert "mindfu-demo" in asleep.machines["train-1"].run("ls ~/mindfu/.mindfu/models")
     asleep.until(lambda: set(asleep.nodes()) == {"head"})
     print(f"and both nodes had left after {time.monotonic() - started:.1f} s")
-
-
-def shop() -> bytes:
-    """Conversations that are learnt easily."""
-    lines = [
-        {"messages": [
-            {"role": "user", "content": f"Where is my order {n * 37}, of the {n}th?"},
-            {"role": "assistant", "content": f"Order {n * 37} is on its way."},
-        ]}
-        for n in range(60)
-    ]  # fmt: skip
-    return "\n".join(map(json.dumps, lines)).encode()
 
 
 def test_ray_lets_in_who_has_the_token_and_reports_nothing(cluster: Cluster):

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from engines import before_each_batch
+from engines import answer, asked, before_each_batch, until
 from gguf_factory import chain_model, random_model, vocabulary
 
 from app.deltas import Item, Stream
@@ -27,7 +27,7 @@ from app.llama.prefix import PrefixCache
 from app.llama.sampling import Sampler
 from app.llama.steps import Limits, StepLoop
 from app.llama.vocabulary import Tokens
-from app.messages import Delta, Done, Generate, JsonFormat, Message, Sampling
+from app.messages import Delta, Done, JsonFormat, Sampling
 from app.settings import LLMSettings
 
 pytestmark = pytest.mark.integration
@@ -76,27 +76,8 @@ def start() -> Iterator[Start]:
         yield started
 
 
-def asked(content: str = "hi", **fields: object) -> Generate:
-    messages = (Message(role="user", content=content),)
-    return Generate(**{"request_id": "r", "model": "m", "messages": messages, "sampling": GREEDY, **fields})
-
-
-async def answer(engine: Engine, request: Generate) -> tuple[str, Done]:
-    items = [item async for item in engine.generate(request)]
-    assert isinstance(items[-1], Done)
-    assert sum(item.tokens for item in items[:-1]) == items[-1].usage.completion_tokens
-    return "".join(item.text for item in items[:-1]), items[-1]
-
-
 async def first(items: AsyncIterator[Delta | Done]) -> Delta | Done:
     return await anext(items)
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait for what another thread does."""
-    async with asyncio.timeout(30):
-        while not condition():  # noqa: ASYNC110 — a thread sets no asyncio event
-            await asyncio.sleep(0.001)
 
 
 async def idle(engine: Engine) -> None:

@@ -6,7 +6,6 @@ the same on machines that are apart, which takes root.
 """
 
 import asyncio
-import json
 import sys
 import time
 from collections import Counter
@@ -28,6 +27,7 @@ from tests.cluster.load import Outcome, under_load
 from tests.gguf_factory import random_model
 from tests.loopback import KEY, ROOT, Loopback, loopback_cluster
 from tests.ports import free_port
+from tests.shop import shop
 
 pytestmark = [
     pytest.mark.integration,
@@ -137,18 +137,6 @@ def test_a_chat_brings_a_gpu_node_and_it_leaves(site: Site):
         assert [(kind in SERVING, many) for kind, many in site.kinds().items()] == [(True, 1)]
         site.until(lambda: http.get("/health").json()["parts"]["llm"] == "asleep")
         site.until(lambda: not site.kinds())
-
-
-def shop() -> bytes:
-    """Conversations that are learnt easily."""
-    lines = [
-        {"messages": [
-            {"role": "user", "content": f"Where is my order {n * 37}, of the {n}th?"},
-            {"role": "assistant", "content": f"Order {n * 37} is on its way."},
-        ]}
-        for n in range(60)
-    ]  # fmt: skip
-    return "\n".join(map(json.dumps, lines)).encode()
 
 
 def test_training_brings_its_own_gpu_node_beside_serving_within_the_limits(site: Site):
